@@ -1,0 +1,11 @@
+// One spelling for arithmetic that is compiled for the host (once per SIMD level) and for CUDA.
+//
+// RC_HD functions never leave their translation unit: the host form is always inlined, so a copy
+// compiled for AVX-512 cannot be picked by the linker for a machine without it.
+#pragma once
+
+#if defined(__CUDACC__)
+#define RC_HD __host__ __device__ __forceinline__
+#else
+#define RC_HD static inline __attribute__((always_inline))
+#endif

@@ -1,0 +1,57 @@
+// The codec registry: how values are written on the wire. A codec is stateless; error feedback is
+// a float32 array that the caller keeps (see EncodeArgs::residual). Byte layouts: wire/codec_format.h.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "base/dtype.h"
+
+namespace ringcomm {
+
+// Wire ids: append, never renumber. `none` stands for "exact, no codec".
+enum class CodecId : uint8_t { none = 0, bf16 = 1, fp16 = 2, int8 = 3, int4 = 4 };
+constexpr int kNumCodecs = 5;
+
+// Values per block: one scale each; chunk borders fall on multiples of this for every codec.
+constexpr int64_t kBlockElems = 32;
+
+enum class Rounding : uint8_t { nearest_even = 0, stochastic = 1 };
+
+struct EncodeArgs {
+  const void* input = nullptr;  // num_elems values of input_dtype (float32, bfloat16 or float16)
+  DType input_dtype = DType::float32;
+  int64_t num_elems = 0;
+  uint8_t* wire = nullptr;  // wire_bytes(codec, num_elems) bytes, any alignment
+  // Error feedback, num_elems float32 or null: encodes input + residual, then stores what the
+  // encoding lost. Blocks that hold NaN or Inf leave their residual as it was.
+  float* residual = nullptr;
+  Rounding rounding = Rounding::nearest_even;
+  // Stochastic rounding draws from a counter: (seed, step, rank, first_elem + i).
+  uint64_t seed = 0;
+  uint64_t step = 0;
+  uint32_t rank = 0;
+  int64_t first_elem = 0;  // index of input[0] in the whole array, a multiple of kBlockElems
+};
+
+const char* codec_name(CodecId codec);
+// Bits per value without the rounding-up to whole blocks: 32, 16, 16, 8.5, 4.5.
+double bits_per_value(CodecId codec);
+// Bytes that num_elems values take; exact for every count, including 0. none: 4 bytes a value.
+size_t wire_bytes(CodecId codec, int64_t num_elems);
+bool codec_takes(DType dtype);  // float32, bfloat16, float16
+
+namespace cpu {
+
+// All run on the calling thread and do not block. codec is not `none`.
+void encode(CodecId codec, const EncodeArgs& args);
+// output = decoded values, rounded to output_dtype (float32, bfloat16 or float16).
+void decode(CodecId codec, const uint8_t* wire, int64_t num_elems, void* output, DType output_dtype);
+// accumulator[i] += decoded value i, in float32. `first` writes instead of adding.
+void decode_add(CodecId codec, const uint8_t* wire, int64_t num_elems, float* accumulator, bool first = false);
+// values[i] /= divisor.
+void divide(float* values, int64_t num_elems, float divisor);
+
+}  // namespace cpu
+}  // namespace ringcomm

@@ -1,0 +1,42 @@
+// Element-wise reduction of several equally long arrays in rank order.
+//
+// The result of element i is ((in[0][i] op in[1][i]) op in[2][i]) ..., so whoever computes it gets
+// the same bits. float16 and bfloat16 accumulate in float32 and are rounded once.
+#pragma once
+
+#include <cstdint>
+
+#include "base/dtype.h"
+
+namespace ringcomm {
+
+struct ReduceArgs {
+  const void* const* inputs = nullptr;  // num_inputs arrays in rank order, any alignment
+  int num_inputs = 0;                   // >= 1
+  int64_t num_elems = 0;                // per array; 0 is allowed
+  void* output = nullptr;               // may be one of the inputs
+  void* second_output = nullptr;        // a second copy of the result, or null
+};
+
+namespace cpu {
+
+// avg divides by num_inputs. Runs on the calling thread, does not block.
+void reduce(DType dtype, ReduceOp op, const ReduceArgs& args);
+
+// The type in which partial sums of `dtype` travel when a reduction is done in several hops (ring):
+// float32 for the 16-bit types, otherwise dtype itself.
+constexpr DType accumulator_dtype(DType dtype) {
+  return dtype == DType::float16 || dtype == DType::bfloat16 ? DType::float32 : dtype;
+}
+
+// One hop: accumulator[i] = accumulator_in[i] op input[i], all in accumulator_dtype(dtype) except
+// input, which is dtype. accumulator_in == null starts the chain (accumulator = input widened).
+// avg adds here and divides in finish_hops.
+void reduce_hop(DType dtype, ReduceOp op, const void* accumulator_in, const void* input, void* accumulator,
+                int64_t num_elems);
+
+// Ends the chain: divides by num_inputs for avg, rounds to dtype. In place when the types agree.
+void finish_hops(DType dtype, ReduceOp op, const void* accumulator, int num_inputs, void* output, int64_t num_elems);
+
+}  // namespace cpu
+}  // namespace ringcomm
