@@ -1,0 +1,13 @@
+// The Python face of the core: one file and one bind function per concept.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace ringcomm::bind {
+
+void bind_errors(pybind11::module_& module);
+void bind_simd(pybind11::module_& module);
+void bind_codec(pybind11::module_& module);
+void bind_comm(pybind11::module_& module);
+
+}  // namespace ringcomm::bind

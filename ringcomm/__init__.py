@@ -1,0 +1,1 @@
+"""Low-bit, fault-aware collective communication for PyTorch, CuPy and NumPy."""
