@@ -27,7 +27,10 @@ _LAZY = {
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'ringcomm' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_LAZY[name]), name)
+    module = import_module(_LAZY[name])
+    # ringcomm.codec is a module that can be called, so that both readings of the name hold.
+    value = module if module.__name__ == f"ringcomm.{name}" else getattr(module, name)
+    globals()[name] = value
     return value
 
 
