@@ -65,10 +65,14 @@ def output_of(*command: str) -> str:
 
 def find_tool(name: str) -> str:
     """cmake or ninja: from the Python environment (even when it is not on PATH), else from PATH."""
-    scripts = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    scripts = os.pathsep.join(
+        [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+    )
     found = shutil.which(name, path=scripts)
     if found is None:
-        raise SetupError(f"{name} was not found: run `pip install {name}`, or install without --no-build-isolation")
+        raise SetupError(
+            f"{name} was not found: run `pip install {name}`, or install without --no-build-isolation"
+        )
     return found
 
 
@@ -82,7 +86,9 @@ def find_cxx() -> str:
             cxx = ""  # some other cc: its C++ twin has no rule
     if cxx:
         if shutil.which(shlex.split(cxx)[0]) is None:
-            raise SetupError(f"the C++ compiler {cxx!r} (from {'CXX' if os.environ.get('CXX') else 'CC'}) was not found")
+            raise SetupError(
+                f"the C++ compiler {cxx!r} (from {'CXX' if os.environ.get('CXX') else 'CC'}) was not found"
+            )
         return cxx
     for name in ("c++", "g++", "clang++"):
         if shutil.which(name):
@@ -101,7 +107,9 @@ def find_pybind11() -> str:
     for include in candidates:
         if (include / "pybind11" / "pybind11.h").is_file():
             return str(include)
-    raise SetupError("pybind11 was not found: run `pip install pybind11`, or install without --no-build-isolation")
+    raise SetupError(
+        "pybind11 was not found: run `pip install pybind11`, or install without --no-build-isolation"
+    )
 
 
 @dataclasses.dataclass
@@ -110,7 +118,8 @@ class Cuda:
 
     nvcc: str = ""
     version: tuple[int, int] = (0, 0)
-    archs: list[str] = dataclasses.field(default_factory=list)  # as CMake names them: 80-real, 90-virtual
+    # As CMake names them: 80-real, 90-virtual.
+    archs: list[str] = dataclasses.field(default_factory=list)
     reason: str = ""
 
 
@@ -118,7 +127,9 @@ def find_cuda() -> Cuda:
     force = enabled("FORCE_CUDA")
     if enabled("RINGCOMM_SKIP_CUDA_BUILD"):
         if force:
-            raise SetupError("FORCE_CUDA=1 and RINGCOMM_SKIP_CUDA_BUILD=1 contradict each other: unset one")
+            raise SetupError(
+                "FORCE_CUDA=1 and RINGCOMM_SKIP_CUDA_BUILD=1 contradict each other: unset one"
+            )
         return Cuda(reason="RINGCOMM_SKIP_CUDA_BUILD=1")
     cuda = find_nvcc()
     if cuda.nvcc:
@@ -144,7 +155,9 @@ def find_nvcc() -> Cuda:
         return Cuda(reason=f"`{nvcc} --version` did not tell a release")
     version = (int(release[1]), int(release[2]))
     if version < OLDEST_CUDA:
-        return Cuda(reason=f"{nvcc} is CUDA {version[0]}.{version[1]}, older than {OLDEST_CUDA[0]}.{OLDEST_CUDA[1]}")
+        return Cuda(
+            reason=f"{nvcc} is CUDA {version[0]}.{version[1]}, older than {OLDEST_CUDA[0]}.{OLDEST_CUDA[1]}"
+        )
     return Cuda(nvcc, version)
 
 
@@ -152,12 +165,18 @@ def cuda_archs(spec: str, cuda: Cuda) -> list[str]:
     """TORCH_CUDA_ARCH_LIST as CMAKE_CUDA_ARCHITECTURES; a fixed list for the toolkit when it is empty."""
     entries = spec.replace(";", " ").split()
     if not entries:
-        entries = ["8.0", "8.6", "8.9", "9.0"] + (["10.0", "12.0"] if cuda.version >= (12, 8) else [])
+        entries = ["8.0", "8.6", "8.9", "9.0"] + (
+            ["10.0", "12.0"] if cuda.version >= (12, 8) else []
+        )
         entries[-1] += "+PTX"
     if [entry.lower() for entry in entries] == ["native"]:
-        entries = sorted(set(output_of("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader").split()))
+        entries = sorted(
+            set(output_of("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader").split())
+        )
         if not entries:
-            raise SetupError("TORCH_CUDA_ARCH_LIST=native, but nvidia-smi shows no GPU here: name the architectures")
+            raise SetupError(
+                "TORCH_CUDA_ARCH_LIST=native, but nvidia-smi shows no GPU here: name the architectures"
+            )
     known = set(re.findall(r"compute_(\d+)", output_of(cuda.nvcc, "--list-gpu-arch")))
     archs = []
     for entry in entries:
@@ -194,8 +213,9 @@ def git_commit() -> str:
     """The commit of this checkout, or "" outside of one (an sdist, even one unpacked inside another repository)."""
     if output_of("git", "-C", str(ROOT), "rev-parse", "--show-toplevel") != str(ROOT):
         return ""
+    commit = output_of("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD")
     dirty = output_of("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no")
-    return output_of("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD") + ("+changes" if dirty else "")
+    return f"{commit}+changes" if dirty else commit
 
 
 def summary_text(summary: dict[str, object]) -> str:
@@ -215,24 +235,25 @@ class BuildCore(build_ext):
     """Runs CMake and Ninja; writes _core and _build_info.json where setuptools wants the extension."""
 
     def run(self) -> None:
-        cmake, ninja, cxx, cuda, jobs = find_tool("cmake"), find_tool("ninja"), find_cxx(), find_cuda(), job_count()
-        debug = enabled("DEBUG")
+        cmake, ninja, cxx, cuda = find_tool("cmake"), find_tool("ninja"), find_cxx(), find_cuda()
+        jobs, build_type = job_count(), "Debug" if enabled("DEBUG") else "Release"
+        cuda_version = f"{cuda.version[0]}.{cuda.version[1]} ({cuda.nvcc})"
         on_x86 = platform.machine() in ("x86_64", "AMD64")
         summary: dict[str, object] = {
             "version": self.distribution.get_version(),
             "git_commit": git_commit() or "unknown (not a git checkout)",
             "python": f"{platform.python_version()} ({sys.executable})",
             "compiler": (output_of(*shlex.split(cxx), "--version").splitlines() or [cxx])[0],
-            "build_type": "Debug" if debug else "Release",
+            "build_type": build_type,
             "simd_levels": "baseline avx2 avx512" if on_x86 else "baseline",
-            "cuda": f"{cuda.version[0]}.{cuda.version[1]} ({cuda.nvcc})" if cuda.nvcc else f"no: {cuda.reason}",
-            "cuda_archs": " ".join(cuda.archs),
+            "cuda": cuda_version if cuda.nvcc else f"no: {cuda.reason}",
+            "cuda_archs": " ".join(cuda.archs) or "none",
             "jobs": jobs,
         }
         print(summary_text(summary), flush=True)
 
         options = {
-            "CMAKE_BUILD_TYPE": "Debug" if debug else "Release",
+            "CMAKE_BUILD_TYPE": build_type,
             "CMAKE_MAKE_PROGRAM": ninja,
             "Python_EXECUTABLE": sys.executable,
             "RC_PYBIND11_INCLUDE": find_pybind11(),
@@ -243,7 +264,9 @@ class BuildCore(build_ext):
             options["CMAKE_CUDA_ARCHITECTURES"] = ";".join(cuda.archs)
             options["CMAKE_CUDA_HOST_COMPILER"] = shutil.which(shlex.split(cxx)[-1]) or cxx
             options["RC_NVCC_THREADS"] = str(positive_int("NVCC_THREADS") or "")
-        built = self.run_cmake(cmake, cxx, [f"-D{name}={value}" for name, value in options.items()], jobs)
+        built = self.run_cmake(
+            cmake, cxx, [f"-D{name}={value}" for name, value in options.items()], jobs
+        )
 
         target = Path(self.get_ext_fullpath(self.extensions[0].name))
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -256,7 +279,8 @@ class BuildCore(build_ext):
     def run_cmake(self, cmake: str, cxx: str, options: list[str], jobs: int) -> Path:
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         # Ninja rebuilds what changed in the sources; any other change starts afresh.
-        key = json.dumps([cmake, cxx, os.environ.get("CXXFLAGS"), os.environ.get("CUDAFLAGS"), str(ROOT), *options])
+        flags = [os.environ.get(name, "") for name in ("CXXFLAGS", "CUDAFLAGS", "LDFLAGS")]
+        key = json.dumps([cmake, cxx, *flags, str(ROOT), *options])
         key_file = build / "configured_with.json"
         if enabled("RINGCOMM_FORCE_BUILD") or not key_file.is_file() or key_file.read_text() != key:
             shutil.rmtree(build, ignore_errors=True)
@@ -266,9 +290,13 @@ class BuildCore(build_ext):
                 configure = [cmake, "-G", "Ninja", "-S", str(ROOT), "-B", str(build), *options]
                 subprocess.run(configure, check=True, env=environment)
                 key_file.write_text(key)
-            subprocess.run([cmake, "--build", str(build), "--parallel", str(jobs)], check=True, env=environment)
+            subprocess.run(
+                [cmake, "--build", str(build), "--parallel", str(jobs)], check=True, env=environment
+            )
         except subprocess.CalledProcessError as error:
-            raise SetupError(f"building ringcomm._core failed (see above): {shlex.join(error.cmd)}") from None
+            raise SetupError(
+                f"building ringcomm._core failed (see above): {shlex.join(error.cmd)}"
+            ) from None
         return build / "_core.so"
 
     def get_outputs(self) -> list[str]:
@@ -277,8 +305,10 @@ class BuildCore(build_ext):
 
 
 if __name__ == "__main__":
-    if int(setuptools.__version__.split(".")[0]) < 77:  # older ones reject pyproject.toml with a riddle
-        raise SystemExit(f"ringcomm needs setuptools 77 or newer, not {setuptools.__version__}: pip install -U setuptools")
+    # Older ones reject pyproject.toml with a riddle.
+    if int(setuptools.__version__.split(".")[0]) < 77:
+        have = setuptools.__version__
+        raise SystemExit(f"ringcomm needs setuptools >= 77, not {have}: pip install -U setuptools")
     setup(
         ext_modules=[Extension("ringcomm._core", sources=[])],
         cmdclass={"build_ext": BuildCore, "build_py": BuildPython},
