@@ -8,19 +8,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ringcomm import errors as errors
+from ringcomm._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from ringcomm.codec import Codec as Codec
-    from ringcomm.codec import codec as codec
+    from ringcomm.codecs import Codec as Codec
+    from ringcomm.codecs import codec as codec
+    from ringcomm.comm import Communicator as Communicator
+    from ringcomm.comm import Work as Work
+    from ringcomm.comm import init as init
     from ringcomm.ddp import attach as attach
 
-__all__ = ["Codec", "attach", "codec", "errors"]
+__all__ = ["Codec", "Communicator", "Work", "__version__", "attach", "codec", "errors", "init"]
 
 # Public name -> the module that defines it.
 _LAZY = {
-    "Codec": "ringcomm.codec",
+    "Codec": "ringcomm.codecs",
+    "Communicator": "ringcomm.comm",
+    "Work": "ringcomm.comm",
     "attach": "ringcomm.ddp",
-    "codec": "ringcomm.codec",
+    "codec": "ringcomm.codecs",
+    "init": "ringcomm.comm",
 }
 
 

@@ -7,6 +7,7 @@ namespace ringcomm::bind {
 
 void bind_errors(pybind11::module_& module);
 void bind_simd(pybind11::module_& module);
+void bind_device(pybind11::module_& module);
 void bind_codec(pybind11::module_& module);
 void bind_dlpack(pybind11::module_& module);
 void bind_comm(pybind11::module_& module);

@@ -23,7 +23,6 @@ import difflib
 import re
 import sys
 from dataclasses import dataclass, replace
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -480,13 +479,3 @@ def _copy_exact(wire: ArrayView, target: ArrayView) -> None:
         raw.view(np.uint16)[:] = np.where(np.isnan(values), 0x7FC0, rounded)
     else:
         raw.view(target.dtype_name)[:] = values
-
-
-class _CallableModule(ModuleType):
-    """``ringcomm.codec`` names both this module and the function, whatever was imported first."""
-
-    def __call__(self, spec: str | Codec) -> Codec:
-        return codec(spec)
-
-
-sys.modules[__name__].__class__ = _CallableModule

@@ -1,4 +1,4 @@
-"""What ringcomm.codec promises. The bytes themselves are tested beside the kernels."""
+"""What ringcomm.codecs promises. The bytes themselves are tested beside the kernels."""
 
 import pickle
 
@@ -7,7 +7,7 @@ import pytest
 
 import ringcomm
 from ringcomm import _core
-from ringcomm.codec import Codec, codec
+from ringcomm.codecs import Codec, codec
 from ringcomm.errors import UsageError, WireError
 
 torch = pytest.importorskip("torch")

@@ -1,0 +1,285 @@
+"""Every environment variable that ringcomm reads, in one table.
+
+A variable is read when something first asks for it, never at import, and then remembered.
+Arguments beat variables. The C++ side reads no environment; it is told.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, overload
+
+from ringcomm.errors import UsageError
+
+__all__ = [
+    "TRACE",
+    "VARIABLES",
+    "RankInfo",
+    "Variable",
+    "forget",
+    "get",
+    "logger",
+    "rank_info",
+    "table",
+]
+
+TRACE = 5
+"""The logging level below DEBUG that ``RINGCOMM_DEBUG=TRACE`` turns on."""
+
+Kind = Literal["int", "float", "str", "bool"]
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One row of the table.
+
+    Attributes:
+        name: As the environment spells it.
+        kind: The type that :func:`get` returns.
+        default: What :func:`get` returns when the variable is unset or empty; None means "not said".
+        meaning: One line for people, with the unit.
+        choices: The allowed values, if they are few; compared without case.
+        at_least: The smallest allowed number.
+    """
+
+    name: str
+    kind: Kind
+    default: int | float | str | bool | None
+    meaning: str
+    choices: tuple[str, ...] = ()
+    at_least: float | None = None
+
+    def allowed(self) -> str:
+        """What a value must look like, for messages and tables."""
+        if self.choices:
+            return " | ".join(self.choices)
+        noun = {"int": "a whole number", "float": "a number", "str": "text", "bool": "1 or 0"}[
+            self.kind
+        ]
+        if self.at_least is None:
+            return noun
+        above = ">" if self.kind == "float" else ">="
+        return f"{noun} {above} {self.at_least:g}"
+
+    def parse(self, text: str) -> int | float | str | bool:
+        """The typed value of `text`. Raises UsageError that names variable, value and what is allowed."""
+        if self.choices:
+            for choice in self.choices:
+                if text.lower() == choice.lower():
+                    return choice
+        elif self.kind == "str":
+            return text
+        elif self.kind == "bool":
+            if text.lower() in ("1", "true", "yes", "on"):
+                return True
+            if text.lower() in ("0", "false", "no", "off"):
+                return False
+        else:
+            try:
+                number = int(text) if self.kind == "int" else float(text)
+            except ValueError:
+                pass
+            else:
+                low = self.at_least
+                if low is None or (
+                    number >= low if self.kind == "int" else low < number < float("inf")
+                ):
+                    return number
+        raise UsageError(f"environment variable {self.name}={text!r}: it must be {self.allowed()}")
+
+
+VARIABLES: dict[str, Variable] = {
+    variable.name: variable
+    for variable in (
+        # ringcomm's own
+        Variable(
+            "RINGCOMM_TIMEOUT",
+            "float",
+            300.0,
+            "seconds that a collective waits for its peers",
+            at_least=0,
+        ),
+        Variable(
+            "RINGCOMM_SIMD",
+            "str",
+            None,
+            "forces the CPU kernels' instruction set (default: the best that runs here)",
+            choices=("baseline", "avx2", "avx512"),
+        ),
+        Variable(
+            "RINGCOMM_DEBUG",
+            "str",
+            "WARN",
+            "what is logged to standard error",
+            choices=("WARN", "INFO", "TRACE"),
+        ),
+        Variable(
+            "RINGCOMM_STAGING_KIB",
+            "int",
+            None,
+            "KiB of shared staging memory per rank (default: chosen by the transport)",
+            at_least=4,
+        ),
+        # torchrun and everything that speaks its language
+        Variable("RANK", "int", None, "this process's rank in the job", at_least=0),
+        Variable("WORLD_SIZE", "int", None, "number of processes in the job", at_least=1),
+        Variable("LOCAL_RANK", "int", None, "rank within this machine", at_least=0),
+        Variable("LOCAL_WORLD_SIZE", "int", None, "processes on this machine", at_least=1),
+        Variable("MASTER_ADDR", "str", None, "host of the rendezvous store"),
+        Variable("MASTER_PORT", "int", None, "TCP port of the rendezvous store", at_least=1),
+        Variable(
+            "TORCHELASTIC_RESTART_COUNT",
+            "int",
+            0,
+            "how often torchrun restarted the job",
+            at_least=0,
+        ),
+        Variable("TORCHELASTIC_RUN_ID", "str", None, "torchrun's name of the job"),
+        Variable(
+            "TORCHELASTIC_USE_AGENT_STORE",
+            "bool",
+            False,
+            "torchrun's agent already serves the store",
+        ),
+        # read only when RANK is not set
+        Variable("OMPI_COMM_WORLD_RANK", "int", None, "rank, from Open MPI's mpirun", at_least=0),
+        Variable("OMPI_COMM_WORLD_SIZE", "int", None, "world size, from mpirun", at_least=1),
+        Variable("OMPI_COMM_WORLD_LOCAL_RANK", "int", None, "local rank, from mpirun", at_least=0),
+        Variable(
+            "OMPI_COMM_WORLD_LOCAL_SIZE", "int", None, "local world size, from mpirun", at_least=1
+        ),
+        Variable("SLURM_PROCID", "int", None, "rank, from srun", at_least=0),
+        Variable("SLURM_NTASKS", "int", None, "world size, from srun", at_least=1),
+        Variable("SLURM_LOCALID", "int", None, "local rank, from srun", at_least=0),
+    )
+}
+
+# Who launched us: the first whose rank variable is set. Pieces of two launchers never mix.
+_LAUNCHERS: tuple[tuple[str, str, str, str | None], ...] = (
+    ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    (
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+    ),
+    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", None),
+)
+
+_remembered: dict[str, Any] = {}
+
+
+@overload
+def get(name: Literal["RINGCOMM_TIMEOUT"]) -> float: ...
+@overload
+def get(name: Literal["TORCHELASTIC_USE_AGENT_STORE"]) -> bool: ...
+@overload
+def get(name: Literal["TORCHELASTIC_RESTART_COUNT"]) -> int: ...
+@overload
+def get(name: Literal["RINGCOMM_DEBUG"]) -> str: ...
+@overload
+def get(
+    name: Literal["RINGCOMM_SIMD", "MASTER_ADDR", "TORCHELASTIC_RUN_ID"],
+) -> str | None: ...
+@overload
+def get(
+    name: Literal[
+        "RINGCOMM_STAGING_KIB",
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "LOCAL_WORLD_SIZE",
+        "MASTER_PORT",
+    ],
+) -> int | None: ...
+@overload
+def get(name: str) -> Any: ...
+def get(name: str) -> Any:
+    """The typed value of a variable of the table, or its default when it is unset or empty.
+
+    Read from the environment once and remembered; :func:`forget` makes the next call read again.
+
+    Raises:
+        UsageError: The value is not allowed; the message names variable, value and what is allowed.
+        KeyError: The table has no such variable (a bug in ringcomm, not in its use).
+    """
+    if name not in _remembered:
+        variable = VARIABLES[name]
+        text = os.environ.get(name, "").strip()
+        _remembered[name] = variable.parse(text) if text else variable.default
+    return _remembered[name]
+
+
+def forget() -> None:
+    """Drops everything remembered, for tests and for programs that change their environment."""
+    _remembered.clear()
+
+
+class RankInfo(NamedTuple):
+    """What the launcher said. A piece that it did not say is None."""
+
+    rank: int | None
+    world_size: int | None
+    local_rank: int | None
+    local_world_size: int | None
+
+
+def rank_info() -> RankInfo:
+    """Rank and world size from torchrun's variables, else Open MPI's, else SLURM's.
+
+    Raises:
+        UsageError: A value is not allowed, or a rank is not below its size.
+    """
+    for names in _LAUNCHERS:
+        if get(names[0]) is None:
+            continue
+        info = RankInfo(*(get(name) if name is not None else None for name in names))
+        for rank, size, rank_name, size_name in (
+            (info.rank, info.world_size, names[0], names[1]),
+            (info.local_rank, info.local_world_size, names[2], names[3]),
+        ):
+            if rank is not None and size is not None and rank >= size:
+                raise UsageError(
+                    f"environment variable {rank_name}={rank} must be below {size_name}={size}"
+                )
+        return info
+    return RankInfo(None, *(get(name) for name in ("WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
+
+
+def table() -> list[tuple[str, str, str, str]]:
+    """Rows (name, allowed values, default, meaning) for the README and ``python -m ringcomm.info``."""
+    return [
+        (v.name, v.allowed(), "" if v.default is None else f"{v.default}", v.meaning)
+        for v in VARIABLES.values()
+    ]
+
+
+logging.getLogger("ringcomm").addHandler(logging.NullHandler())
+_logger_is_set_up = False
+
+
+def logger() -> logging.Logger:
+    """The ``ringcomm`` logger.
+
+    The first call (never the import) obeys ``RINGCOMM_DEBUG``: if it is set, messages go to standard
+    error as ``[rank3] ringcomm INFO: ...``. If it is not, the application's own logging decides.
+    """
+    global _logger_is_set_up
+    log = logging.getLogger("ringcomm")
+    if not _logger_is_set_up:
+        _logger_is_set_up = True
+        logging.addLevelName(TRACE, "TRACE")
+        if os.environ.get("RINGCOMM_DEBUG", "").strip():
+            level = {"WARN": logging.WARNING, "INFO": logging.INFO, "TRACE": TRACE}[
+                get("RINGCOMM_DEBUG")
+            ]
+            rank = rank_info().rank
+            handler = logging.StreamHandler()
+            prefix = "" if rank is None else f"[rank{rank}] "
+            handler.setFormatter(logging.Formatter(f"{prefix}ringcomm %(levelname)s: %(message)s"))
+            log.addHandler(handler)
+            log.setLevel(level)
+            log.propagate = False
+    return log

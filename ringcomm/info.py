@@ -1,0 +1,184 @@
+"""``python -m ringcomm.info``: how this copy was built and what it finds here. Paste it into bug reports.
+
+``--json`` prints the same as JSON, ``--build`` only the build summary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ringcomm import env
+from ringcomm._version import __version__
+from ringcomm.errors import RingcommError
+
+__all__ = ["build_info", "collect", "main", "render"]
+
+# Variables of others that change what ringcomm sees.
+_FOREIGN_VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "TORCH_CUDA_ARCH_LIST")
+
+
+def build_info() -> dict[str, Any]:
+    """The build summary that setup.py stored beside the extension; empty if there is none."""
+    try:
+        text = (Path(__file__).parent / "_build_info.json").read_text()
+    except OSError:
+        return {}
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def collect() -> dict[str, dict[str, Any]]:
+    """Sections of facts. Nothing in it raises: what cannot be had is said in its place.
+
+    Initialises the CUDA driver (no context) when there is one; imports neither torch nor CuPy.
+    """
+    build = build_info() or {"summary": "missing: ringcomm was not built by its setup.py"}
+    return {
+        "build": build,
+        "python": {
+            "ringcomm": f"{__version__} ({Path(__file__).parent})",
+            "python": f"{platform.python_version()} ({sys.executable})",
+            **{name: _version_of(name) for name in ("numpy", "torch", "cupy")},
+        },
+        "machine": {
+            "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+            "cpu": _cpu_model(),
+            "cores": f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}",
+            "simd": _or_reason(_simd),
+            "memfd": _or_reason(_memfd),
+            "pidfd": _or_reason(_pidfd),
+        },
+        "cuda": _cuda(str(build.get("cuda_archs", ""))),
+        "environment": {
+            name: os.environ[name]
+            for name in (*env.VARIABLES, *_FOREIGN_VARIABLES)
+            if name in os.environ
+        },
+    }
+
+
+def render(sections: dict[str, dict[str, Any]]) -> str:
+    """The text form of :func:`collect`."""
+    lines = []
+    for title, facts in sections.items():
+        lines.append(title)
+        lines += [f"  {key.replace('_', ' '):<16} {value}" for key, value in facts.items()]
+        if not facts:
+            lines.append("  nothing set")
+    return "\n".join(lines)
+
+
+def _version_of(package: str) -> str:
+    """The installed version, without importing the package."""
+    spec = find_spec(package)
+    if spec is None:
+        return "not installed"
+    names = importlib.metadata.packages_distributions().get(package, [package])
+    try:
+        return importlib.metadata.version(names[0])
+    except importlib.metadata.PackageNotFoundError:
+        return "installed, version unknown"
+
+
+def _or_reason(probe: Callable[[], str]) -> str:
+    try:
+        return probe()
+    except (ImportError, OSError, RingcommError) as error:
+        return f"no: {error}"
+
+
+def _cpu_model() -> str:
+    try:
+        model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+    except OSError:
+        model = None
+    return model[1] if model else platform.processor() or "unknown"
+
+
+def _simd() -> str:
+    core = import_module("ringcomm._core")
+    forced = env.get("RINGCOMM_SIMD")
+    if forced is not None:
+        core.set_simd_level(forced)
+        return f"{forced} (forced by RINGCOMM_SIMD; best here: {core.best_simd_level()})"
+    return str(core.simd_level())
+
+
+def _memfd() -> str:
+    os.close(os.memfd_create("ringcomm-info", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+    return "yes"
+
+
+def _pidfd() -> str:
+    os.close(os.pidfd_open(os.getpid()))
+    return "yes"
+
+
+def _cuda(built_for: str) -> dict[str, Any]:
+    try:
+        probe = import_module("ringcomm._core").cuda_probe()
+    except ImportError as error:
+        return {"devices": f"unknown: {error}"}
+    facts: dict[str, Any] = {
+        "runtime": _cuda_version(probe.runtime_version) or "none in this build",
+        "driver": _cuda_version(probe.driver_version) or "none",
+        "devices": probe.count or f"none: {probe.reason}",
+    }
+    for idx, device in enumerate(probe.devices):
+        major, minor = device.compute_capability
+        facts[f"device_{idx}"] = (
+            f"{device.name}, compute capability {major}.{minor}, "
+            f"{device.total_bytes / 2**30:.1f} GiB, {device.num_multiprocessors} multiprocessors"
+        )
+        if not runs_on(built_for, major, minor):
+            facts[f"device_{idx}"] += (
+                f" -- NOT in this build: rebuild with TORCH_CUDA_ARCH_LIST={major}.{minor}"
+            )
+    return facts
+
+
+def _cuda_version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}" if number else ""
+
+
+def runs_on(built_for: str, major: int, minor: int) -> bool:
+    """Whether a build for these architectures (``"80-real 90-virtual"``) has code for a device."""
+    for arch in built_for.split():
+        parsed = re.fullmatch(r"(\d+)(\d)([af]?)-(real|virtual)", arch)
+        if parsed is None:
+            continue
+        built = (int(parsed[1]), int(parsed[2]))
+        if parsed[3] == "a":  # this very architecture
+            fits = built == (major, minor)
+        elif parsed[3] == "f" or parsed[4] == "real":  # the same generation, this one or later
+            fits = built[0] == major and built[1] <= minor
+        else:  # PTX: anything later
+            fits = built <= (major, minor)
+        if fits:
+            return True
+    return False
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m ringcomm.info", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--build", action="store_true", help="print only the build summary")
+    options = parser.parse_args(arguments)
+    sections = {"build": build_info()} if options.build else collect()
+    print(json.dumps(sections, indent=2) if options.json else render(sections))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
