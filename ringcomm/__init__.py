@@ -34,10 +34,7 @@ _LAZY = {
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'ringcomm' has no attribute {name!r}")
-    module = import_module(_LAZY[name])
-    # ringcomm.codec is a module that can be called, so that both readings of the name hold.
-    value = module if module.__name__ == f"ringcomm.{name}" else getattr(module, name)
-    globals()[name] = value
+    value = globals()[name] = getattr(import_module(_LAZY[name]), name)
     return value
 
 

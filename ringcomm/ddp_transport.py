@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from ringcomm import _core
-from ringcomm.codec import BLOCK_ELEMS, Codec
+from ringcomm.codecs import BLOCK_ELEMS, Codec
 from ringcomm.errors import (
     AbortedError,
     DeadlineError,
@@ -38,10 +38,12 @@ class Transport(Protocol):
     name: str
     rank: int
     world_size: int
-    bytes_sent: int
-    """Bytes that this rank handed to others since the transport was made."""
     codec_seconds: float
     """Seconds spent encoding and decoding, where that can be told apart; else 0."""
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes that this rank handed to others, ever growing."""
 
     def all_reduce_encoded(
         self,
@@ -86,7 +88,7 @@ class CommTransport:
 
     @property
     def bytes_sent(self) -> int:
-        return int(self._comm.stats()["bytes_sent"])
+        return sum(int(counters["bytes_sent"]) for counters in self._comm.stats().values())
 
     def all_reduce_encoded(
         self,
