@@ -170,7 +170,7 @@ def spy(self, key):
     frame = sys._getframe(1)
     while frame is not None:
         if f"{os.sep}ringcomm{os.sep}" in frame.f_code.co_filename:
-            read.append(key)
+            read.append(os.fsdecode(key))
             break
         frame = frame.f_back
     return original(self, key)
