@@ -9,6 +9,7 @@ void bind_errors(pybind11::module_& module);
 void bind_simd(pybind11::module_& module);
 void bind_device(pybind11::module_& module);
 void bind_codec(pybind11::module_& module);
+void bind_dlpack(pybind11::module_& module);
 void bind_comm(pybind11::module_& module);
 
 }  // namespace ringcomm::bind

@@ -1,7 +1,165 @@
+// Codecs and reductions on pointers. Arguments are integers; the GIL is released around long work.
+#include "codec/codec.h"
+
+#include <pybind11/stl.h>
+
+#include <cstring>
+#include <optional>
+#include <vector>
+
+#include "base/error.h"
 #include "bind/bind.h"
+#include "reduce/reduce.h"
 
 namespace ringcomm::bind {
+namespace py = pybind11;
+namespace {
 
-void bind_codec(pybind11::module_&) {}
+template <typename T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// An integer from Python as an enum, so that nothing behind this file sees a value out of range.
+template <typename Enum>
+Enum checked(int64_t value, int limit, const char* what) {
+  RC_CHECK(value >= 0 && value < limit, what, " must be in 0..", limit - 1, ", not ", value);
+  return static_cast<Enum>(value);
+}
+CodecId codec_of(int64_t id) { return checked<CodecId>(id, kNumCodecs, "codec id"); }
+DType dtype_of(int64_t id) { return checked<DType>(id, kNumDTypes, "dtype id"); }
+ReduceOp op_of(int64_t id) { return checked<ReduceOp>(id, kNumReduceOps, "reduce op id"); }
+
+// Below this, handing the GIL over costs more than the work.
+constexpr int64_t kReleaseElems = 4096;
+
+template <typename Work>
+void run(int64_t num_elems, Work work) {
+  std::optional<py::gil_scoped_release> release;
+  if (num_elems > kReleaseElems) release.emplace();
+  work();
+}
+
+void encode(int64_t codec, uintptr_t input, int64_t input_dtype, int64_t num_elems, uintptr_t wire, uintptr_t residual,
+            bool stochastic, uint64_t seed, uint64_t step, uint32_t rank, int64_t first_elem) {
+  EncodeArgs args;
+  args.input = pointer<const void>(input);
+  args.input_dtype = dtype_of(input_dtype);
+  args.num_elems = num_elems;
+  args.wire = pointer<uint8_t>(wire);
+  args.residual = pointer<float>(residual);
+  args.rounding = stochastic ? Rounding::stochastic : Rounding::nearest_even;
+  args.seed = seed;
+  args.step = step;
+  args.rank = rank;
+  args.first_elem = first_elem;
+  const CodecId id = codec_of(codec);
+  run(num_elems, [&] { cpu::encode(id, args); });
+}
+
+void decode(int64_t codec, uintptr_t wire, int64_t num_elems, uintptr_t output, int64_t output_dtype) {
+  const CodecId id = codec_of(codec);
+  const DType dtype = dtype_of(output_dtype);
+  run(num_elems, [&] { cpu::decode(id, pointer<const uint8_t>(wire), num_elems, pointer<void>(output), dtype); });
+}
+
+void decode_add(int64_t codec, uintptr_t wire, int64_t num_elems, uintptr_t accumulator, bool first) {
+  const CodecId id = codec_of(codec);
+  run(num_elems,
+      [&] { cpu::decode_add(id, pointer<const uint8_t>(wire), num_elems, pointer<float>(accumulator), first); });
+}
+
+void divide(uintptr_t values, int64_t num_elems, float divisor) {
+  run(num_elems, [&] { cpu::divide(pointer<float>(values), num_elems, divisor); });
+}
+
+void reduce(int64_t dtype, int64_t op, const std::vector<uintptr_t>& inputs, int64_t num_elems, uintptr_t output,
+            uintptr_t second_output) {
+  const std::vector<const void*> pointers = [&] {
+    std::vector<const void*> result;
+    for (uintptr_t input : inputs) result.push_back(pointer<const void>(input));
+    return result;
+  }();
+  ReduceArgs args;
+  args.inputs = pointers.data();
+  args.num_inputs = static_cast<int>(pointers.size());
+  args.num_elems = num_elems;
+  args.output = pointer<void>(output);
+  args.second_output = pointer<void>(second_output);
+  const DType dtype_id = dtype_of(dtype);
+  const ReduceOp op_id = op_of(op);
+  run(num_elems, [&] { cpu::reduce(dtype_id, op_id, args); });
+}
+
+void reduce_hop(int64_t dtype, int64_t op, uintptr_t accumulator_in, uintptr_t input, uintptr_t accumulator,
+                int64_t num_elems) {
+  const DType dtype_id = dtype_of(dtype);
+  const ReduceOp op_id = op_of(op);
+  run(num_elems, [&] {
+    cpu::reduce_hop(dtype_id, op_id, pointer<const void>(accumulator_in), pointer<const void>(input),
+                    pointer<void>(accumulator), num_elems);
+  });
+}
+
+void finish_hops(int64_t dtype, int64_t op, uintptr_t accumulator, int num_inputs, uintptr_t output,
+                 int64_t num_elems) {
+  const DType dtype_id = dtype_of(dtype);
+  const ReduceOp op_id = op_of(op);
+  run(num_elems, [&] {
+    cpu::finish_hops(dtype_id, op_id, pointer<const void>(accumulator), num_inputs, pointer<void>(output), num_elems);
+  });
+}
+
+// True if every byte is zero; stops at the first piece that is not.
+bool is_zero(uintptr_t address, int64_t num_bytes) {
+  RC_CHECK(num_bytes >= 0, "num_bytes must not be negative, got ", num_bytes);
+  constexpr int64_t kPieceBytes = 4096;
+  static constexpr uint8_t kZeros[kPieceBytes] = {};
+  bool zero = true;
+  run(num_bytes, [&] {
+    for (int64_t begin = 0; begin < num_bytes && zero; begin += kPieceBytes) {
+      const int64_t count = num_bytes - begin < kPieceBytes ? num_bytes - begin : kPieceBytes;
+      zero = std::memcmp(pointer<const uint8_t>(address) + begin, kZeros, static_cast<size_t>(count)) == 0;
+    }
+  });
+  return zero;
+}
+
+template <typename Enum, typename Name>
+py::dict ids_by_name(int count, Name name) {
+  py::dict result;
+  for (int id = 0; id < count; ++id) result[name(static_cast<Enum>(id))] = id;
+  return result;
+}
+
+}  // namespace
+
+void bind_codec(py::module_& module) {
+  module.attr("CODEC_FORMAT_VERSION") = kCodecFormatVersion;
+  module.attr("CODECS") = ids_by_name<CodecId>(kNumCodecs, codec_name);
+  module.attr("DTYPES") = ids_by_name<DType>(kNumDTypes, dtype_name);
+  module.attr("REDUCE_OPS") = ids_by_name<ReduceOp>(kNumReduceOps, reduce_op_name);
+
+  module.def("codec_name", [](int64_t codec) { return codec_name(codec_of(codec)); }, py::arg("codec"));
+  module.def("bits_per_value", [](int64_t codec) { return bits_per_value(codec_of(codec)); }, py::arg("codec"));
+  module.def(
+      "wire_bytes", [](int64_t codec, int64_t num_elems) { return wire_bytes(codec_of(codec), num_elems); },
+      py::arg("codec"), py::arg("num_elems"));
+  module.def("encode", &encode, py::arg("codec"), py::arg("input_ptr"), py::arg("input_dtype"), py::arg("num_elems"),
+             py::arg("wire_ptr"), py::arg("residual_ptr") = 0, py::arg("stochastic") = false, py::arg("seed") = 0,
+             py::arg("step") = 0, py::arg("rank") = 0, py::arg("first_elem") = 0);
+  module.def("decode", &decode, py::arg("codec"), py::arg("wire_ptr"), py::arg("num_elems"), py::arg("output_ptr"),
+             py::arg("output_dtype"));
+  module.def("decode_add", &decode_add, py::arg("codec"), py::arg("wire_ptr"), py::arg("num_elems"),
+             py::arg("accumulator_ptr"), py::arg("first") = false);
+  module.def("divide", &divide, py::arg("values_ptr"), py::arg("num_elems"), py::arg("divisor"));
+  module.def("reduce", &reduce, py::arg("dtype"), py::arg("op"), py::arg("input_ptrs"), py::arg("num_elems"),
+             py::arg("output_ptr"), py::arg("second_output_ptr") = 0);
+  module.def("reduce_hop", &reduce_hop, py::arg("dtype"), py::arg("op"), py::arg("accumulator_in_ptr"),
+             py::arg("input_ptr"), py::arg("accumulator_ptr"), py::arg("num_elems"));
+  module.def("finish_hops", &finish_hops, py::arg("dtype"), py::arg("op"), py::arg("accumulator_ptr"),
+             py::arg("num_inputs"), py::arg("output_ptr"), py::arg("num_elems"));
+  module.def("is_zero", &is_zero, py::arg("ptr"), py::arg("num_bytes"));
+}
 
 }  // namespace ringcomm::bind

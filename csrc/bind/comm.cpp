@@ -1,7 +1,163 @@
+// The communicator for Python: integers in (addresses, counts, enum values), the GIL released
+// around everything that may block.
+#include <pybind11/stl.h>
+
+#include <optional>
+
 #include "bind/bind.h"
+#include "comm/communicator.h"
 
 namespace ringcomm::bind {
+namespace py = pybind11;
+namespace {
 
-void bind_comm(pybind11::module_&) {}
+template <typename T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+template <typename Enum>
+Enum checked(int value, int limit, const char* what) {
+  RC_CHECK(value >= 0 && value < limit, what, " id must be 0 to ", limit - 1, ", not ", value);
+  return static_cast<Enum>(value);
+}
+
+struct Request {
+  Collective call;
+  std::optional<Algo> algo;
+};
+
+Request make_request(int op, uintptr_t input, uintptr_t output, int64_t count, int dtype, int reduce_op, int root,
+                     int algo) {
+  Request request;
+  request.call.op = checked<OpKind>(op, kNumOps, "operation");
+  request.call.dtype = checked<DType>(dtype, kNumDTypes, "dtype");
+  request.call.reduce_op = checked<ReduceOp>(reduce_op, kNumReduceOps, "reduce op");
+  request.call.input = pointer<const void>(input);
+  request.call.output = pointer<void>(output);
+  request.call.count = count;
+  request.call.root = root;
+  if (algo >= 0) request.algo = checked<Algo>(algo, kNumAlgos, "algorithm");
+  return request;
+}
+
+CodecOptions make_codec(int up, int down, bool stochastic, uint64_t seed, uint64_t step, uintptr_t residual,
+                        uintptr_t owner_residual) {
+  CodecOptions codec;
+  codec.up = checked<CodecId>(up, kNumCodecs, "codec");
+  codec.down = checked<CodecId>(down, kNumCodecs, "codec");
+  codec.rounding = stochastic ? Rounding::stochastic : Rounding::nearest_even;
+  codec.seed = seed;
+  codec.step = step;
+  codec.residual = pointer<float>(residual);
+  codec.owner_residual = pointer<float>(owner_residual);
+  return codec;
+}
+
+// Runs now, or returns the Work of an asynchronous call.
+py::object issue(Communicator& comm, const Request& request, const std::string& tag, bool async_op) {
+  const Algo* algo = request.algo ? &*request.algo : nullptr;
+  if (async_op) return py::cast(comm.submit(request.call, algo, tag));
+  {
+    py::gil_scoped_release release;
+    comm.run(request.call, algo, tag);
+  }
+  return py::none();
+}
+
+template <typename Enum>
+py::dict names(int count, const char* (*name)(Enum)) {
+  py::dict table;
+  for (int value = 0; value < count; ++value) table[name(static_cast<Enum>(value))] = value;
+  return table;
+}
+
+}  // namespace
+
+void bind_comm(py::module_& module) {
+  module.attr("OPS") = names<OpKind>(kNumOps, &op_name);
+  module.attr("ALGOS") = names<Algo>(kNumAlgos, &algo_name);
+  module.attr("MAX_RANKS") = kMaxRanks;
+  module.attr("SHARED_LAYOUT_VERSION") = kSharedLayoutVersion;
+  module.def("control_bytes", &ShmGroup::control_bytes, py::arg("world_size"));
+  module.def("staging_bytes", &ShmGroup::staging_bytes, py::arg("buffer_bytes"));
+  module.def("create_segment", &create_segment, py::arg("name"), py::arg("num_bytes"));
+  module.def("format_control", &ShmGroup::format_control, py::arg("control_fd"), py::arg("world_size"));
+  module.def(
+      "choose_algo",
+      [](int op, int64_t num_bytes, int world_size, bool has_codec, int64_t inline_bytes) {
+        const OpKind kind = checked<OpKind>(op, kNumOps, "operation");
+        const Choice choice = choose_algo(kind, num_bytes, world_size, has_codec, inline_bytes);
+        return py::make_tuple(algo_name(choice.algo), choice.reason,
+                              exact_wire_bytes(kind, choice.algo, num_bytes, world_size));
+      },
+      py::arg("op"), py::arg("num_bytes"), py::arg("world_size"), py::arg("has_codec"), py::arg("inline_bytes"));
+
+  py::class_<Work, std::shared_ptr<Work>>(module, "Work")
+      .def("done", &Work::done)
+      .def("wait", &Work::wait, py::arg("timeout") = -1.0, py::call_guard<py::gil_scoped_release>());
+
+  py::class_<Communicator>(module, "Communicator")
+      .def(py::init([](int rank, int world_size, std::string name, double timeout_s, int64_t buffer_bytes, int num_cores,
+                       int control_fd, std::vector<int> staging_fds, std::vector<int> pidfds, std::vector<int> pids) {
+             GroupConfig config;
+             config.rank = rank;
+             config.world_size = world_size;
+             config.name = std::move(name);
+             config.timeout_s = timeout_s;
+             config.buffer_bytes = buffer_bytes;
+             config.num_cores = num_cores;
+             config.control_fd = control_fd;
+             config.staging_fds = std::move(staging_fds);
+             config.pidfds = std::move(pidfds);
+             config.pids = std::move(pids);
+             return std::make_unique<Communicator>(config);
+           }),
+           py::kw_only(), py::arg("rank"), py::arg("world_size"), py::arg("name"), py::arg("timeout_s"),
+           py::arg("buffer_bytes"), py::arg("num_cores"), py::arg("control_fd"), py::arg("staging_fds"),
+           py::arg("pidfds"), py::arg("pids"))
+      .def_property_readonly("rank", &Communicator::rank)
+      .def_property_readonly("world_size", &Communicator::world_size)
+      .def_property_readonly("inline_bytes", &Communicator::inline_bytes)
+      .def(
+          "collective",
+          [](Communicator& comm, int op, uintptr_t input, uintptr_t output, int64_t count, int dtype, int reduce_op,
+             int root, int algo, const std::string& tag, bool async_op) {
+            return issue(comm, make_request(op, input, output, count, dtype, reduce_op, root, algo), tag, async_op);
+          },
+          py::arg("op"), py::arg("input"), py::arg("output"), py::arg("count"), py::arg("dtype"),
+          py::arg("reduce_op") = 0, py::arg("root") = -1, py::arg("algo") = -1, py::arg("tag") = "",
+          py::arg("async_op") = false)
+      .def(
+          "all_reduce_encoded",
+          [](Communicator& comm, uintptr_t input, uintptr_t output, int64_t count, int dtype, int reduce_op, int up,
+             int down, bool stochastic, uint64_t seed, uint64_t step, uintptr_t residual, uintptr_t owner_residual,
+             int algo, const std::string& tag, bool async_op) {
+            Request request = make_request(static_cast<int>(OpKind::all_reduce), input, output, count, dtype, reduce_op,
+                                           -1, algo);
+            request.call.codec = make_codec(up, down, stochastic, seed, step, residual, owner_residual);
+            return issue(comm, request, tag, async_op);
+          },
+          py::arg("input"), py::arg("output"), py::arg("count"), py::arg("dtype"), py::arg("reduce_op"), py::arg("up"),
+          py::arg("down"), py::arg("stochastic") = false, py::arg("seed") = 0, py::arg("step") = 0,
+          py::arg("residual") = 0, py::arg("owner_residual") = 0, py::arg("algo") = -1, py::arg("tag") = "",
+          py::arg("async_op") = false)
+      .def("stats",
+           [](const Communicator& comm) {
+             py::dict table;
+             const auto stats = comm.stats();
+             for (int op = 0; op < kNumOps; ++op) {
+               const OpStats& row = stats[static_cast<size_t>(op)];
+               if (row.calls == 0) continue;
+               table[op_name(static_cast<OpKind>(op))] =
+                   py::dict(py::arg("calls") = row.calls, py::arg("bytes") = row.bytes,
+                            py::arg("bytes_sent") = row.bytes_sent, py::arg("seconds") = row.seconds);
+             }
+             return table;
+           })
+      .def("reset_stats", &Communicator::reset_stats)
+      .def("abort", &Communicator::abort, py::arg("reason"))
+      .def("close", &Communicator::close, py::call_guard<py::gil_scoped_release>());
+}
 
 }  // namespace ringcomm::bind

@@ -6,5 +6,6 @@ PYBIND11_MODULE(_core, module) {
   ringcomm::bind::bind_simd(module);
   ringcomm::bind::bind_device(module);
   ringcomm::bind::bind_codec(module);
+  ringcomm::bind::bind_dlpack(module);
   ringcomm::bind::bind_comm(module);
 }

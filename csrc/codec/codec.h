@@ -4,19 +4,13 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <string>
 
 #include "base/dtype.h"
+#include "wire/codec_format.h"
 
 namespace ringcomm {
 
-// Wire ids: append, never renumber. `none` stands for "exact, no codec".
-enum class CodecId : uint8_t { none = 0, bf16 = 1, fp16 = 2, int8 = 3, int4 = 4 };
-constexpr int kNumCodecs = 5;
-
-// Values per block: one scale each; chunk borders fall on multiples of this for every codec.
-constexpr int64_t kBlockElems = 32;
-
+// Casts (bf16, fp16) round to nearest even only.
 enum class Rounding : uint8_t { nearest_even = 0, stochastic = 1 };
 
 struct EncodeArgs {
@@ -25,7 +19,8 @@ struct EncodeArgs {
   int64_t num_elems = 0;
   uint8_t* wire = nullptr;  // wire_bytes(codec, num_elems) bytes, any alignment
   // Error feedback, num_elems float32 or null: encodes input + residual, then stores what the
-  // encoding lost. Blocks that hold NaN or Inf leave their residual as it was.
+  // encoding lost. Blocks that hold NaN or Inf leave their residual as it was, and so do elements
+  // of a cast that decode to NaN or Inf.
   float* residual = nullptr;
   Rounding rounding = Rounding::nearest_even;
   // Stochastic rounding draws from a counter: (seed, step, rank, first_elem + i).

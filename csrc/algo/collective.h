@@ -1,0 +1,73 @@
+// One call of one collective, and the algorithms that can run it. Each algorithm is a pure function
+// of the call on every rank: same steps, same order. It returns the bytes that this rank handed to
+// its peers. Blocks until the result is in `output`; throws the group's fault.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "base/dtype.h"
+#include "codec/codec.h"
+#include "transport/shm_group.h"
+#include "wire/descriptor.h"
+
+namespace ringcomm {
+
+// Compression of an all_reduce. up == none: exact.
+struct CodecOptions {
+  CodecId up = CodecId::none;    // contributions
+  CodecId down = CodecId::none;  // sums
+  Rounding rounding = Rounding::nearest_even;
+  uint64_t seed = 0;
+  uint64_t step = 0;
+  float* residual = nullptr;        // count values or null: error feedback of this rank's contribution
+  float* owner_residual = nullptr;  // count values or null: of the sums; a rank touches only what it owns
+};
+
+struct Collective {
+  OpKind op = OpKind::barrier;
+  Algo algo = Algo::one_shot;
+  DType dtype = DType::uint8;
+  ReduceOp reduce_op = ReduceOp::sum;
+  // all_reduce, broadcast: elements of input and output. all_gather: elements of input (output has
+  // world_size times as many). reduce_scatter: elements of output (input has world_size times as many).
+  int64_t count = 0;
+  int root = -1;
+  const void* input = nullptr;
+  void* output = nullptr;  // may equal input for all_reduce and broadcast; no other overlap
+  CodecOptions codec;
+
+  int64_t num_bytes() const { return count * static_cast<int64_t>(dtype_size(dtype)); }
+};
+
+// Memory that a communicator keeps between calls.
+class Scratch {
+ public:
+  float* floats(int64_t count) {
+    if (static_cast<int64_t>(floats_.size()) < count) floats_.resize(static_cast<size_t>(count));
+    return floats_.data();
+  }
+
+ private:
+  std::vector<float> floats_;
+};
+
+int64_t barrier(ShmGroup& group);
+int64_t one_shot(ShmGroup& group, const Collective& call);
+int64_t two_shot_all_reduce(ShmGroup& group, const Collective& call, Scratch& scratch);
+int64_t ring_all_reduce(ShmGroup& group, const Collective& call);
+int64_t staged_broadcast(ShmGroup& group, const Collective& call);
+int64_t staged_all_gather(ShmGroup& group, const Collective& call);
+int64_t staged_reduce_scatter(ShmGroup& group, const Collective& call);
+
+inline const uint8_t* bytes_at(const void* base, int64_t byte_offset) {
+  return static_cast<const uint8_t*>(base) + byte_offset;
+}
+inline uint8_t* bytes_at(void* base, int64_t byte_offset) { return static_cast<uint8_t*>(base) + byte_offset; }
+
+// memcpy that accepts 0 bytes from null and skips copying a buffer onto itself.
+inline void copy_bytes(void* to, const void* from, int64_t num_bytes) {
+  if (num_bytes > 0 && to != from) std::memcpy(to, from, static_cast<size_t>(num_bytes));
+}
+
+}  // namespace ringcomm

@@ -1,0 +1,60 @@
+// one_shot: every rank puts its data beside its flag; everyone reads everyone.
+//
+// Steps       1. copy the input into the own slot and announce   2. wait for the announcements that
+//             matter   3. reduce / copy straight from the slots, in rank order
+// Wire bytes  (n-1) x input per rank (broadcast: the root only)
+// Scratch     none; the payload must fit into inline_bytes()
+// Ordering    one release (announce), one acquire per peer; two slots alternate, so there is no
+//             second barrier. Every rank computes the same sum in the same order: equal bits.
+// Best for    small messages: one flag hop
+#include <array>
+
+#include "algo/collective.h"
+#include "reduce/reduce.h"
+
+namespace ringcomm {
+
+int64_t barrier(ShmGroup& group) {
+  group.announce();
+  group.wait_all_announced();
+  group.end(0);
+  return 0;
+}
+
+int64_t one_shot(ShmGroup& group, const Collective& call) {
+  const int world_size = group.world_size();
+  const int64_t num_bytes = call.num_bytes();
+  const bool sends = call.op != OpKind::broadcast || group.rank() == call.root;
+  const int64_t input_bytes = call.op == OpKind::reduce_scatter ? num_bytes * world_size : num_bytes;
+  if (sends) copy_bytes(group.inline_payload(group.rank()), call.input, input_bytes);
+  group.announce();
+
+  if (call.op == OpKind::broadcast) {
+    if (sends) {
+      copy_bytes(call.output, call.input, num_bytes);
+    } else {
+      group.wait_announced(call.root);
+      copy_bytes(call.output, group.inline_payload(call.root), num_bytes);
+    }
+    group.end(0);
+    return sends ? input_bytes * (world_size - 1) : 0;
+  }
+
+  group.wait_all_announced();
+  if (call.op == OpKind::all_gather) {
+    for (int peer = 0; peer < world_size; ++peer) {
+      copy_bytes(bytes_at(call.output, peer * num_bytes), group.inline_payload(peer), num_bytes);
+    }
+  } else {
+    const int64_t offset = call.op == OpKind::reduce_scatter ? group.rank() * num_bytes : 0;
+    std::array<const void*, kMaxRanks> inputs;
+    for (int peer = 0; peer < world_size; ++peer) {
+      inputs[static_cast<size_t>(peer)] = group.inline_payload(peer) + offset;
+    }
+    cpu::reduce(call.dtype, call.reduce_op, ReduceArgs{inputs.data(), world_size, call.count, call.output, nullptr});
+  }
+  group.end(0);
+  return input_bytes * (world_size - 1);
+}
+
+}  // namespace ringcomm

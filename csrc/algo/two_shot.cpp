@@ -1,0 +1,212 @@
+// two_shot: a rank owns one chunk of every segment, sums it, and hands the sum to everyone.
+//
+// Steps       per segment: 1. stage: copy (or encode) the chunks that others own into the own input
+//             buffer   2. reduce: the owner sums its chunk in rank order and writes the sum to the
+//             output and to its result buffer   3. collect: copy (or decode) the other sums
+//             Segment s+1 is staged before the wait for segment s, so ranks may drift by one segment.
+// Wire bytes  2 (n-1)/n x input per rank; with a codec the encoded sizes
+// Scratch     2 input + 2 result buffers per rank; with a codec one float32 chunk
+// Ordering    two releases per segment (staged, reduced), each acquired by all peers. Input buffer s&1
+//             is rewritten for segment s+2 after everyone published `reduced` of s; result buffer s&1 in
+//             `reduce` of s+2 after everyone published `staged` of s+2, hence collected s. All sums are
+//             read before anyone returns from its last wait, so the input buffers end unread.
+// Best for    everything that is not small
+//
+// Equal bits: one owner sums each element in rank order, everyone takes the owner's bytes. With a
+// codec every contribution is encoded, also the owner's own, and the owner decodes its own wire bytes:
+// the result does not depend on how the array is cut into chunks and segments.
+#include <array>
+
+#include "algo/collective.h"
+#include "reduce/reduce.h"
+
+namespace ringcomm {
+namespace {
+
+// `rank` of the counter-based random numbers that round sums: the same whoever owns the chunk.
+constexpr uint32_t kOwnerRandomStream = 0xFFFFFFFFu;
+
+// Steps in the order in which a rank publishes them: staged(1) reduced(0) staged(2) reduced(1) ...
+constexpr uint32_t staged(int64_t segment) { return static_cast<uint32_t>(2 * segment - 1); }
+constexpr uint32_t reduced(int64_t segment) { return static_cast<uint32_t>(2 * segment + 2); }
+
+template <typename Shots>
+void run_segments(ShmGroup& group, Shots& shots, int64_t num_segments) {
+  shots.stage(0);
+  group.announce();  // stands for staged(0)
+  for (int64_t segment = 0; segment < num_segments; ++segment) {
+    if (segment + 1 < num_segments) {
+      shots.stage(segment + 1);
+      group.publish_step(staged(segment + 1));
+    }
+    if (segment == 0) {
+      group.wait_all_announced();
+    } else {
+      group.wait_all_steps(staged(segment));
+    }
+    shots.reduce(segment);
+    group.publish_step(reduced(segment));
+    group.wait_all_steps(reduced(segment));
+    shots.collect(segment);
+  }
+}
+
+// The geometry that both forms share.
+class Segments {
+ public:
+  Segments(ShmGroup& group, const Collective& call, int64_t max_segment_elems, int64_t granule)
+      : group_(group),
+        call_(call),
+        granule_(granule),
+        elem_bytes_(static_cast<int64_t>(dtype_size(call.dtype))),
+        segment_elems_(std::max<int64_t>(1, max_segment_elems / (granule * group.world_size())) * granule *
+                       group.world_size()) {}
+
+  int64_t num_segments() const { return std::max<int64_t>(1, ceil_div(call_.count, segment_elems_)); }
+  int64_t bytes_sent() const { return bytes_sent_; }
+
+ protected:
+  int64_t max_chunk_elems() const { return segment_elems_ / group_.world_size(); }
+  // What `rank` owns of a segment, relative to the segment.
+  Range chunk(int64_t segment, int rank) const {
+    const int64_t elems = std::min(segment_elems_, call_.count - segment * segment_elems_);
+    return chunk_of(elems, group_.world_size(), rank, granule_);
+  }
+  int64_t first_elem(int64_t segment, const Range& range) const { return segment * segment_elems_ + range.begin; }
+  const uint8_t* input(int64_t elem) const { return bytes_at(call_.input, elem * elem_bytes_); }
+  uint8_t* output(int64_t elem) const { return bytes_at(call_.output, elem * elem_bytes_); }
+
+  ShmGroup& group_;
+  const Collective& call_;
+  const int64_t granule_;
+  const int64_t elem_bytes_;
+  const int64_t segment_elems_;
+  int64_t bytes_sent_ = 0;
+};
+
+class ExactShots : public Segments {
+ public:
+  ExactShots(ShmGroup& group, const Collective& call)
+      : Segments(group, call, group.buffer_bytes() / static_cast<int64_t>(dtype_size(call.dtype)),
+                 static_cast<int64_t>(kCacheLine / dtype_size(call.dtype))) {}
+
+  void stage(int64_t segment) {
+    for (int owner = 0; owner < group_.world_size(); ++owner) {
+      if (owner == group_.rank()) continue;
+      const Range range = chunk(segment, owner);
+      copy_bytes(group_.input_buffer(group_.rank(), segment) + range.begin * elem_bytes_,
+                 input(first_elem(segment, range)), range.count() * elem_bytes_);
+      bytes_sent_ += range.count() * elem_bytes_;
+    }
+  }
+
+  void reduce(int64_t segment) {
+    const Range range = chunk(segment, group_.rank());
+    const int64_t first = first_elem(segment, range);
+    std::array<const void*, kMaxRanks> inputs;
+    for (int peer = 0; peer < group_.world_size(); ++peer) {
+      inputs[static_cast<size_t>(peer)] = peer == group_.rank()
+                                              ? input(first)
+                                              : group_.input_buffer(peer, segment) + range.begin * elem_bytes_;
+    }
+    cpu::reduce(call_.dtype, call_.reduce_op,
+                ReduceArgs{inputs.data(), group_.world_size(), range.count(), output(first),
+                           group_.result_buffer(group_.rank(), segment)});
+    bytes_sent_ += range.count() * elem_bytes_ * (group_.world_size() - 1);
+  }
+
+  void collect(int64_t segment) {
+    for (int step = 1; step < group_.world_size(); ++step) {
+      const int owner = (group_.rank() + step) % group_.world_size();
+      const Range range = chunk(segment, owner);
+      copy_bytes(output(first_elem(segment, range)), group_.result_buffer(owner, segment),
+                 range.count() * elem_bytes_);
+    }
+  }
+};
+
+class EncodedShots : public Segments {
+ public:
+  // A value never takes more than 2 bytes on the wire; 4 leaves the staged segment in cache.
+  EncodedShots(ShmGroup& group, const Collective& call, Scratch& scratch)
+      : Segments(group, call, group.buffer_bytes() / 4, kBlockElems),
+        codec_(call.codec),
+        chunk_wire_bytes_(static_cast<int64_t>(wire_bytes(codec_.up, max_chunk_elems()))),
+        accumulator_(scratch.floats(max_chunk_elems())) {}
+
+  void stage(int64_t segment) {
+    for (int owner = 0; owner < group_.world_size(); ++owner) {
+      const Range range = chunk(segment, owner);
+      const int64_t first = first_elem(segment, range);
+      cpu::encode(codec_.up, encode_args(input(first), call_.dtype, range.count(), wire(group_.rank(), segment, owner),
+                                         at(codec_.residual, first), static_cast<uint32_t>(group_.rank()), first));
+      if (owner != group_.rank()) bytes_sent_ += static_cast<int64_t>(wire_bytes(codec_.up, range.count()));
+    }
+  }
+
+  void reduce(int64_t segment) {
+    const Range range = chunk(segment, group_.rank());
+    const int64_t first = first_elem(segment, range);
+    for (int peer = 0; peer < group_.world_size(); ++peer) {
+      cpu::decode_add(codec_.up, wire(peer, segment, group_.rank()), range.count(), accumulator_, peer == 0);
+    }
+    if (call_.reduce_op == ReduceOp::avg) {
+      cpu::divide(accumulator_, range.count(), static_cast<float>(group_.world_size()));
+    }
+    cpu::encode(codec_.down,
+                encode_args(accumulator_, DType::float32, range.count(), group_.result_buffer(group_.rank(), segment),
+                            at(codec_.owner_residual, first), kOwnerRandomStream, first));
+    bytes_sent_ += static_cast<int64_t>(wire_bytes(codec_.down, range.count())) * (group_.world_size() - 1);
+  }
+
+  void collect(int64_t segment) {
+    for (int step = 0; step < group_.world_size(); ++step) {
+      const int owner = (group_.rank() + step) % group_.world_size();
+      const Range range = chunk(segment, owner);
+      cpu::decode(codec_.down, group_.result_buffer(owner, segment), range.count(), output(first_elem(segment, range)),
+                  call_.dtype);
+    }
+  }
+
+ private:
+  uint8_t* wire(int rank, int64_t segment, int owner) const {
+    return group_.input_buffer(rank, segment) + owner * chunk_wire_bytes_;
+  }
+  static float* at(float* values, int64_t elem) { return values == nullptr ? nullptr : values + elem; }
+  EncodeArgs encode_args(const void* input, DType dtype, int64_t num_elems, uint8_t* wire, float* residual,
+                         uint32_t random_stream, int64_t first) const {
+    EncodeArgs args;
+    args.input = input;
+    args.input_dtype = dtype;
+    args.num_elems = num_elems;
+    args.wire = wire;
+    args.residual = residual;
+    args.rounding = codec_.rounding;
+    args.seed = codec_.seed;
+    args.step = codec_.step;
+    args.rank = random_stream;
+    args.first_elem = first;
+    return args;
+  }
+
+  const CodecOptions& codec_;
+  const int64_t chunk_wire_bytes_;
+  float* const accumulator_;
+};
+
+template <typename Shots>
+int64_t run(ShmGroup& group, Shots shots) {
+  const int64_t num_segments = shots.num_segments();
+  run_segments(group, shots, num_segments);
+  group.end(reduced(num_segments - 1));
+  return shots.bytes_sent();
+}
+
+}  // namespace
+
+int64_t two_shot_all_reduce(ShmGroup& group, const Collective& call, Scratch& scratch) {
+  return call.codec.up == CodecId::none ? run(group, ExactShots(group, call))
+                                        : run(group, EncodedShots(group, call, scratch));
+}
+
+}  // namespace ringcomm

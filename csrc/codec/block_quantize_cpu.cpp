@@ -1,0 +1,196 @@
+// Codecs int8 and int4 (wire/codec_format.h). Compiled once per SIMD level.
+//
+// Encoding works on groups of 16 blocks, 2 KiB of float32 that stay in the first-level cache, in
+// three passes: largest magnitude of each block, the 16 scales at once, codes.
+#include <string.h>
+
+#include "base/convert.h"
+#include "codec/block_quantize_math.h"
+#include "codec/kernels.h"
+
+namespace ringcomm::RC_SIMD_LEVEL {
+namespace {
+
+constexpr int kGroupBlocks = 16;
+constexpr int64_t kGroupElems = kGroupBlocks * kBlockElems;
+
+struct Scales {
+  alignas(64) uint32_t absmax_bits[kGroupBlocks];
+  alignas(64) uint16_t wire[kGroupBlocks];
+  alignas(64) float scale[kGroupBlocks];
+  alignas(64) float inverse[kGroupBlocks];
+  bool all_finite;
+};
+
+uint32_t largest_magnitude(const float* block) {
+  uint32_t largest = 0;
+  for (int64_t i = 0; i < kBlockElems; ++i) {
+    const uint32_t magnitude = magnitude_bits(block[i]);
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  return largest;
+}
+
+template <int kBits>
+void find_scales(const float* values, int64_t num_blocks, Scales& scales) {
+  for (int64_t block = 0; block < num_blocks; ++block) {
+    scales.absmax_bits[block] = largest_magnitude(values + block * kBlockElems);
+  }
+  for (int64_t block = num_blocks; block < kGroupBlocks; ++block) scales.absmax_bits[block] = 0;
+  uint32_t largest = 0;
+  for (int block = 0; block < kGroupBlocks; ++block) {
+    const uint32_t absmax_bits = scales.absmax_bits[block];
+    scales.wire[block] = scale_of<kBits>(absmax_bits);
+    scales.scale[block] = bfloat16_to_float(scales.wire[block]);
+    scales.inverse[block] = inverse_scale(scales.scale[block]);
+    largest = absmax_bits > largest ? absmax_bits : largest;
+  }
+  scales.all_finite = is_finite_block(largest);
+}
+
+template <int kBits>
+void pack_codes(const float* codes, uint8_t* wire) {
+  if (kBits == 8) {
+    for (int64_t i = 0; i < kBlockElems; ++i) wire[i] = int8_byte(codes[i]);
+  } else {
+    for (int64_t i = 0; i < kBlockElems / 2; ++i) wire[i] = int4_byte(codes[i], codes[i + kBlockElems / 2]);
+  }
+}
+
+template <int kBits>
+void unpack_values(const uint8_t* wire, float scale, float* values) {
+  if (kBits == 8) {
+    for (int64_t i = 0; i < kBlockElems; ++i) values[i] = int8_value(wire[i], scale);
+  } else {
+    for (int64_t i = 0; i < kBlockElems / 2; ++i) {
+      values[i] = int4_low_value(wire[i], scale);
+      values[i + kBlockElems / 2] = int4_high_value(wire[i], scale);
+    }
+  }
+}
+
+// The values of a group in float32, residual added, filled up with zeros to whole blocks. `buffer` holds
+// kGroupElems; it is used unless the input can be read where it lies.
+const float* load_group(const EncodeArgs& args, int64_t begin, int64_t count, float* buffer) {
+  switch (args.input_dtype) {
+    case DType::bfloat16:
+      widen(static_cast<const Bfloat16*>(args.input) + begin, count, buffer);
+      break;
+    case DType::float16:
+      widen(static_cast<const Float16*>(args.input) + begin, count, buffer);
+      break;
+    default:
+      if (args.residual == nullptr && count % kBlockElems == 0) return static_cast<const float*>(args.input) + begin;
+      widen(static_cast<const float*>(args.input) + begin, count, buffer);
+  }
+  if (args.residual != nullptr) {
+    for (int64_t i = 0; i < count; ++i) buffer[i] += args.residual[begin + i];
+  }
+  for (int64_t i = count; i % kBlockElems != 0; ++i) buffer[i] = 0.0f;
+  return buffer;
+}
+
+template <int kBits, bool kStochastic>
+void encode_rounded(const EncodeArgs& args) {
+  constexpr CodecId kCodec = kBits == 8 ? CodecId::int8 : CodecId::int4;
+  const CodecLayout layout = codec_layout(kCodec, args.num_elems);
+  alignas(64) float buffer[kGroupElems];
+  alignas(64) float codes[kBlockElems];
+  Scales scales;
+  for (int64_t begin = 0; begin < args.num_elems; begin += kGroupElems) {
+    const int64_t count = args.num_elems - begin < kGroupElems ? args.num_elems - begin : kGroupElems;
+    const int64_t num_blocks = (count + kBlockElems - 1) / kBlockElems;
+    const int64_t first_block = begin / kBlockElems;
+    const float* const group = load_group(args, begin, count, buffer);
+    find_scales<kBits>(group, num_blocks, scales);
+    memcpy(args.wire + layout.scales_offset + first_block * kScaleBytes, scales.wire,
+           static_cast<size_t>(num_blocks * kScaleBytes));
+    for (int64_t block = 0; block < num_blocks; ++block) {
+      const int64_t block_begin = block * kBlockElems;
+      const float* const values = group + block_begin;
+      uint8_t* const wire = args.wire + layout.codes_offset + (first_block + block) * layout.block_bytes;
+      if (!scales.all_finite && !is_finite_block(scales.absmax_bits[block])) {
+        memset(wire, 0, static_cast<size_t>(layout.block_bytes));
+        continue;
+      }
+      const float inverse = scales.inverse[block];
+      if (kStochastic) {
+        const uint64_t index = static_cast<uint64_t>(args.first_elem + begin + block_begin);
+        const RandomKey key = random_key(args.seed, args.step, args.rank, static_cast<uint32_t>(index >> 32));
+        for (int64_t i = 0; i < kBlockElems; ++i) {
+          const float uniform = uniform_of(key, static_cast<uint32_t>(index) + static_cast<uint32_t>(i));
+          codes[i] = stochastic_code<kBits>(values[i], inverse, uniform);
+        }
+      } else {
+        for (int64_t i = 0; i < kBlockElems; ++i) codes[i] = nearest_code(values[i], inverse);
+      }
+      pack_codes<kBits>(codes, wire);
+      if (args.residual != nullptr) {
+        float* const residual = args.residual + begin + block_begin;
+        const int64_t residual_count = count - block_begin < kBlockElems ? count - block_begin : kBlockElems;
+        for (int64_t i = 0; i < residual_count; ++i) {
+          residual[i] = residual_of(values[i], codes[i], scales.scale[block]);
+        }
+      }
+    }
+  }
+}
+
+template <int kBits>
+void encode(const EncodeArgs& args) {
+  if (args.rounding == Rounding::stochastic) return encode_rounded<kBits, true>(args);
+  encode_rounded<kBits, false>(args);
+}
+
+template <int kBits, typename Store>
+void for_each_block(const uint8_t* wire, int64_t num_elems, Store store) {
+  const CodecLayout layout = codec_layout(kBits == 8 ? CodecId::int8 : CodecId::int4, num_elems);
+  const Bfloat16* const scales = reinterpret_cast<const Bfloat16*>(wire + layout.scales_offset);
+  alignas(64) float values[kBlockElems];
+  for (int64_t block = 0; block < layout.num_blocks; ++block) {
+    unpack_values<kBits>(wire + block * layout.block_bytes, bfloat16_to_float(scales[block].bits), values);
+    const int64_t begin = block * kBlockElems;
+    const int64_t count = num_elems - begin;
+    if (count >= kBlockElems) {
+      store(values, begin, kBlockElems);
+    } else {
+      store(values, begin, count);
+    }
+  }
+}
+
+template <int kBits, typename T>
+void decode_to(const uint8_t* wire, int64_t num_elems, T* output) {
+  for_each_block<kBits>(wire, num_elems, [=](const float* values, int64_t begin, int64_t count) {
+    narrow(values, count, output + begin);
+  });
+}
+
+template <int kBits>
+void decode(const uint8_t* wire, int64_t num_elems, void* output, DType output_dtype) {
+  if (output_dtype == DType::float32) return decode_to<kBits>(wire, num_elems, static_cast<float*>(output));
+  if (output_dtype == DType::bfloat16) return decode_to<kBits>(wire, num_elems, static_cast<Bfloat16*>(output));
+  decode_to<kBits>(wire, num_elems, static_cast<Float16*>(output));
+}
+
+template <int kBits>
+void decode_add(const uint8_t* wire, int64_t num_elems, float* accumulator, bool first) {
+  if (first) return decode_to<kBits>(wire, num_elems, accumulator);
+  for_each_block<kBits>(wire, num_elems, [=](const float* values, int64_t begin, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) accumulator[begin + i] += values[i];
+  });
+}
+
+}  // namespace
+
+const CodecKernels& int8_kernels() {
+  static constexpr CodecKernels kKernels{encode<8>, decode<8>, decode_add<8>};
+  return kKernels;
+}
+
+const CodecKernels& int4_kernels() {
+  static constexpr CodecKernels kKernels{encode<4>, decode<4>, decode_add<4>};
+  return kKernels;
+}
+
+}  // namespace ringcomm::RC_SIMD_LEVEL

@@ -1,0 +1,255 @@
+#include "comm/communicator.h"
+
+#include <pthread.h>
+
+#include <chrono>
+#include <utility>
+
+namespace ringcomm {
+namespace {
+
+// Counts fork()s that this process is the child of; shared memory and threads do not survive them.
+std::atomic<uint64_t> fork_count{0};
+
+uint64_t watched_fork_count() {
+  static const int registered = ::pthread_atfork(nullptr, nullptr, [] { ++fork_count; });
+  static_cast<void>(registered);
+  return fork_count.load(std::memory_order_relaxed);
+}
+
+}  // namespace
+
+// ---- Work ----------------------------------------------------------------------------------------
+
+bool Work::done() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return done_;
+}
+
+bool Work::wait(double timeout_s) const {
+  std::unique_lock<std::mutex> lock(mutex_);
+  if (timeout_s < 0) {
+    finished_.wait(lock, [this] { return done_; });
+  } else if (!finished_.wait_for(lock, std::chrono::duration<double>(timeout_s), [this] { return done_; })) {
+    return false;
+  }
+  if (error_) std::rethrow_exception(error_);
+  return true;
+}
+
+void Work::finish(std::exception_ptr error) {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    done_ = true;
+    error_ = std::move(error);
+  }
+  finished_.notify_all();
+}
+
+// ---- Communicator --------------------------------------------------------------------------------
+
+Communicator::Communicator(const GroupConfig& config)
+    : fork_generation_(watched_fork_count()),
+      rank_(config.rank),
+      world_size_(config.world_size),
+      group_(std::make_unique<ShmGroup>(config)),
+      inline_bytes_(group_->inline_bytes()) {}
+
+Communicator::~Communicator() {
+  if (fork_generation_ == watched_fork_count()) {
+    close();
+  } else {
+    // The parent's memory and threads: only the parent may take them down.
+    static_cast<void>(group_.release());
+    if (progress_thread_.joinable()) progress_thread_.detach();
+  }
+}
+
+void Communicator::check_usable() const {
+  if (fork_generation_ != watched_fork_count()) {
+    RC_FAIL(aborted, "this communicator belongs to the parent process; call ringcomm.init() in the forked child");
+  }
+  if (closed_.load(std::memory_order_acquire)) RC_FAIL(aborted, "this communicator is closed; init() a new one");
+}
+
+Descriptor Communicator::prepare(Collective& call, const Algo* algo, const std::string& tag) const {
+  check_usable();
+  const bool has_codec = call.codec.up != CodecId::none;
+  RC_CHECK(call.count >= 0, "count must not be negative, got ", call.count);
+  RC_CHECK(call.op != OpKind::broadcast || (call.root >= 0 && call.root < world_size_), "root must be 0 to ",
+           world_size_ - 1, ", not ", call.root);
+  RC_CHECK(!has_codec || call.op == OpKind::all_reduce, op_name(call.op), " takes no codec");
+  RC_CHECK(!has_codec || codec_takes(call.dtype), "codec ", codec_name(call.codec.up),
+           " takes float32, bfloat16 and float16, not ", dtype_name(call.dtype), "; use codec=None for an exact result");
+  RC_CHECK(!has_codec || call.reduce_op == ReduceOp::sum || call.reduce_op == ReduceOp::avg,
+           "a codec works with op='sum' and 'avg', not '", reduce_op_name(call.reduce_op), "'");
+  RC_CHECK(has_codec || (call.codec.residual == nullptr && call.codec.owner_residual == nullptr),
+           "a residual needs a codec: nothing is lost in an exact all_reduce");
+  RC_CHECK(tag.size() <= kTagBytes, "a tag has at most ", kTagBytes, " bytes, '", tag, "' has ", tag.size());
+  if (algo != nullptr) {
+    check_algo(*algo, call.op, call.num_bytes(), world_size_, has_codec, inline_bytes_);
+    call.algo = *algo;
+  } else {
+    call.algo = choose_algo(call.op, call.num_bytes(), world_size_, has_codec, inline_bytes_).algo;
+  }
+
+  Descriptor descriptor;
+  descriptor.op = call.op;
+  descriptor.dtype = call.dtype;
+  descriptor.reduce_op = call.reduce_op;
+  descriptor.algo = call.algo;
+  descriptor.root = call.root;
+  descriptor.count = call.count;
+  if (has_codec) {
+    descriptor.codec_up = static_cast<uint8_t>(call.codec.up);
+    descriptor.codec_down = static_cast<uint8_t>(call.codec.down);
+    descriptor.codec_flags = static_cast<uint16_t>((call.codec.rounding == Rounding::stochastic ? 1 : 0) |
+                                                   (call.codec.owner_residual != nullptr ? 2 : 0));
+  }
+  std::memcpy(descriptor.tag, tag.data(), tag.size());
+  return descriptor;
+}
+
+void Communicator::run(Collective call, const Algo* algo, const std::string& tag) {
+  const Descriptor descriptor = prepare(call, algo, tag);
+  {
+    std::unique_lock<std::mutex> lock(mutex_);
+    if (busy_ || !queue_.empty()) {
+      const std::shared_ptr<Work> work = enqueue(call, descriptor);
+      lock.unlock();
+      work->wait();
+      return;
+    }
+    busy_ = true;
+  }
+  try {
+    finish_turn(call.op, execute(call, descriptor));
+  } catch (...) {
+    finish_turn(call.op, {});
+    throw;
+  }
+}
+
+std::shared_ptr<Work> Communicator::submit(Collective call, const Algo* algo, const std::string& tag) {
+  const Descriptor descriptor = prepare(call, algo, tag);
+  std::lock_guard<std::mutex> lock(mutex_);
+  return enqueue(call, descriptor);
+}
+
+std::shared_ptr<Work> Communicator::enqueue(const Collective& call, const Descriptor& descriptor) {
+  if (!progress_thread_.joinable()) progress_thread_ = std::thread([this] { progress(); });
+  queue_.push_back({call, descriptor, std::make_shared<Work>()});
+  changed_.notify_all();
+  return queue_.back().work;
+}
+
+void Communicator::progress() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  for (;;) {
+    changed_.wait(lock, [this] { return !busy_ && (stop_ || !queue_.empty()); });
+    if (queue_.empty()) return;
+    const Pending pending = queue_.front();
+    queue_.pop_front();
+    busy_ = true;
+    lock.unlock();
+    std::exception_ptr error;
+    OpStats stats;
+    try {
+      stats = execute(pending.call, pending.descriptor);
+    } catch (...) {
+      error = std::current_exception();
+    }
+    finish_turn(pending.call.op, stats);
+    pending.work->finish(error);
+    lock.lock();
+  }
+}
+
+void Communicator::finish_turn(OpKind op, const OpStats& stats) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  OpStats& total = stats_[static_cast<size_t>(op)];
+  total.calls += stats.calls;
+  total.bytes += stats.bytes;
+  total.bytes_sent += stats.bytes_sent;
+  total.seconds += stats.seconds;
+  busy_ = false;
+  changed_.notify_all();
+}
+
+OpStats Communicator::execute(const Collective& call, const Descriptor& descriptor) {
+  const auto start = std::chrono::steady_clock::now();
+  OpStats stats;
+  stats.calls = 1;
+  stats.bytes = static_cast<uint64_t>(call.num_bytes());
+  if (!group_) RC_FAIL(aborted, "this communicator is closed; init() a new one");
+  if (world_size_ == 1) {
+    group_->throw_if_failed();
+    copy_bytes(call.output, call.input, call.num_bytes());
+  } else {
+    try {
+      group_->begin(descriptor);
+      stats.bytes_sent = static_cast<uint64_t>(dispatch(call));
+    } catch (const Error&) {
+      throw;  // the group's fault: all ranks raise it
+    } catch (const std::exception& error) {
+      group_->fail(Error(ErrorKind::aborted,
+                         concat("rank ", rank_, " failed inside ", group_->describe_current(), ": ", error.what(),
+                                ". The communicator is lost."),
+                         rank_));
+    }
+  }
+  stats.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return stats;
+}
+
+int64_t Communicator::dispatch(const Collective& call) {
+  if (call.op == OpKind::barrier) return barrier(*group_);
+  switch (call.algo) {
+    case Algo::one_shot:
+      return one_shot(*group_, call);
+    case Algo::two_shot:
+      return two_shot_all_reduce(*group_, call, scratch_);
+    case Algo::ring:
+      return ring_all_reduce(*group_, call);
+    case Algo::staged:
+      if (call.op == OpKind::broadcast) return staged_broadcast(*group_, call);
+      if (call.op == OpKind::all_gather) return staged_all_gather(*group_, call);
+      return staged_reduce_scatter(*group_, call);
+  }
+  return 0;
+}
+
+std::array<OpStats, kNumOps> Communicator::stats() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return stats_;
+}
+
+void Communicator::reset_stats() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  stats_ = {};
+}
+
+void Communicator::abort(const std::string& reason) {
+  check_usable();
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (!group_) return;
+  group_->report(Error(ErrorKind::aborted, concat("rank ", rank_, " aborted group '", group_->name(), "': ", reason), rank_));
+}
+
+void Communicator::close() {
+  if (fork_generation_ != watched_fork_count()) return;
+  if (closed_.exchange(true)) return;
+  std::thread progress_thread;
+  {
+    std::unique_lock<std::mutex> lock(mutex_);
+    stop_ = true;
+    changed_.notify_all();
+    changed_.wait(lock, [this] { return !busy_ && queue_.empty(); });
+    progress_thread.swap(progress_thread_);
+  }
+  if (progress_thread.joinable()) progress_thread.join();
+  std::lock_guard<std::mutex> lock(mutex_);
+  group_.reset();
+}
+
+}  // namespace ringcomm

@@ -1,0 +1,80 @@
+#include "comm/selection.h"
+
+#include "base/error.h"
+
+namespace ringcomm {
+namespace {
+
+struct Rule {
+  OpKind op;
+  int max_world_size;
+  int64_t max_bytes;  // of Collective::num_bytes()
+  Algo algo;
+  const char* reason;
+};
+
+constexpr int64_t kKiB = 1024;
+constexpr int64_t kAny = INT64_MAX;
+
+// First match wins. Limits of one_shot for all_reduce: its traffic grows with world_size x bytes, so
+// it stops earlier with more ranks.
+constexpr Rule kRules[] = {
+    {OpKind::barrier, kMaxRanks, kAny, Algo::one_shot, "a barrier moves no data"},
+    {OpKind::all_reduce, 2, 32 * kKiB, Algo::one_shot, "small: one flag hop, data beside the flag"},
+    {OpKind::all_reduce, 4, 16 * kKiB, Algo::one_shot, "small: one flag hop, data beside the flag"},
+    {OpKind::all_reduce, 8, 8 * kKiB, Algo::one_shot, "small: one flag hop, data beside the flag"},
+    {OpKind::all_reduce, kMaxRanks, 2 * kKiB, Algo::one_shot, "small: one flag hop, data beside the flag"},
+    {OpKind::all_reduce, kMaxRanks, kAny, Algo::two_shot, "large: each rank sums one chunk, least bytes moved"},
+    {OpKind::broadcast, kMaxRanks, 32 * kKiB, Algo::one_shot, "small: data beside the flag"},
+    {OpKind::broadcast, kMaxRanks, kAny, Algo::staged, "large: pipelined through two staging buffers"},
+    {OpKind::all_gather, kMaxRanks, 32 * kKiB, Algo::one_shot, "small: data beside the flag"},
+    {OpKind::all_gather, kMaxRanks, kAny, Algo::staged, "large: pipelined through two staging buffers"},
+    {OpKind::reduce_scatter, kMaxRanks, 32 * kKiB, Algo::one_shot, "small: data beside the flag"},
+    {OpKind::reduce_scatter, kMaxRanks, kAny, Algo::staged, "large: pipelined through two staging buffers"},
+};
+
+// What a rank puts beside its flag in one_shot.
+int64_t inline_payload_bytes(OpKind op, int64_t num_bytes, int world_size) {
+  return op == OpKind::reduce_scatter ? num_bytes * world_size : num_bytes;
+}
+
+}  // namespace
+
+Choice choose_algo(OpKind op, int64_t num_bytes, int world_size, bool has_codec, int64_t inline_bytes) {
+  if (has_codec) return {Algo::two_shot, "codec: two quantizations whatever the world size"};
+  for (const Rule& rule : kRules) {
+    if (rule.op != op || world_size > rule.max_world_size || num_bytes > rule.max_bytes) continue;
+    if (rule.algo == Algo::one_shot && inline_payload_bytes(op, num_bytes, world_size) > inline_bytes) continue;
+    return {rule.algo, rule.reason};
+  }
+  RC_FAIL(usage, "no algorithm for ", op_name(op));
+}
+
+void check_algo(Algo algo, OpKind op, int64_t num_bytes, int world_size, bool has_codec, int64_t inline_bytes) {
+  const bool fits = inline_payload_bytes(op, num_bytes, world_size) <= inline_bytes;
+  bool known = false;
+  switch (algo) {
+    case Algo::one_shot:
+      RC_CHECK(fits, "algo='one_shot' takes at most ", inline_bytes, " bytes per rank, this ", op_name(op), " has ",
+               inline_payload_bytes(op, num_bytes, world_size), "; leave algo=None");
+      known = true;
+      break;
+    case Algo::two_shot:
+    case Algo::ring:
+      known = op == OpKind::all_reduce;
+      break;
+    case Algo::staged:
+      known = op == OpKind::broadcast || op == OpKind::all_gather || op == OpKind::reduce_scatter;
+      break;
+  }
+  RC_CHECK(known, "algo='", algo_name(algo), "' does not do ", op_name(op));
+  RC_CHECK(!has_codec || algo == Algo::two_shot, "a codec runs with algo='two_shot', not '", algo_name(algo), "'");
+}
+
+int64_t exact_wire_bytes(OpKind op, Algo algo, int64_t num_bytes, int world_size) {
+  const int64_t others = world_size - 1;
+  if (op == OpKind::all_reduce && algo != Algo::one_shot) return ceil_div(2 * others * num_bytes, world_size);
+  return inline_payload_bytes(op, num_bytes, world_size) * others;
+}
+
+}  // namespace ringcomm

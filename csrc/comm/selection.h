@@ -1,0 +1,25 @@
+// Which algorithm runs a call: one data table, a pure function of the call, the same on every rank.
+#pragma once
+
+#include <string>
+
+#include "algo/collective.h"
+
+namespace ringcomm {
+
+struct Choice {
+  Algo algo;
+  std::string reason;
+};
+
+// inline_bytes: what fits beside a flag (ShmGroup::inline_bytes).
+Choice choose_algo(OpKind op, int64_t num_bytes, int world_size, bool has_codec, int64_t inline_bytes);
+
+// Throws UsageError unless `algo` can run the call.
+void check_algo(Algo algo, OpKind op, int64_t num_bytes, int world_size, bool has_codec, int64_t inline_bytes);
+
+// What one rank hands to its peers, in bytes, if the call is exact (float32 partial sums in a ring of
+// 16-bit values are not counted here); for explain() and tests.
+int64_t exact_wire_bytes(OpKind op, Algo algo, int64_t num_bytes, int world_size);
+
+}  // namespace ringcomm

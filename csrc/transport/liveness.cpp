@@ -1,0 +1,79 @@
+#include "transport/liveness.h"
+
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <utility>
+
+#include "base/error.h"
+
+namespace ringcomm {
+namespace {
+
+constexpr int kProcPollMs = 50;
+
+bool is_gone(const ProcessState& state, uint64_t start_time) {
+  return state.letter == 0 || state.letter == 'Z' || state.letter == 'X' || state.start_time != start_time;
+}
+
+}  // namespace
+
+ProcessState read_process_state(int pid) {
+  char path[64];
+  std::snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+  std::FILE* file = std::fopen(path, "re");
+  if (file == nullptr) return {};
+  char line[1024];
+  const size_t length = std::fread(line, 1, sizeof(line) - 1, file);
+  std::fclose(file);
+  line[length] = 0;
+  const char* after_name = std::strrchr(line, ')');  // the name may hold spaces and brackets
+  if (after_name == nullptr) return {};
+  ProcessState state;
+  unsigned long long start_time = 0;
+  // Fields 3 (state) and 22 (start time).
+  std::sscanf(after_name + 2, "%c %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %llu",
+              &state.letter, &start_time);
+  state.start_time = start_time;
+  return state;
+}
+
+LivenessMonitor::LivenessMonitor(std::vector<Peer> peers, std::function<void(int)> on_death)
+    : peers_(std::move(peers)), on_death_(std::move(on_death)), stop_(::eventfd(0, EFD_CLOEXEC)) {
+  RC_SYS(stop_.get(), "eventfd failed");
+  for (const Peer& peer : peers_) start_times_.push_back(read_process_state(peer.pid).start_time);
+  thread_ = std::thread([this] { watch(); });
+}
+
+LivenessMonitor::~LivenessMonitor() {
+  const uint64_t one = 1;
+  if (::write(stop_.get(), &one, sizeof(one)) != sizeof(one)) std::terminate();  // cannot happen: counter is 0
+  thread_.join();
+}
+
+void LivenessMonitor::watch() {
+  std::vector<pollfd> entries{{stop_.get(), POLLIN, 0}};
+  bool poll_proc = false;
+  for (const Peer& peer : peers_) {
+    entries.push_back({peer.pidfd.get(), POLLIN, 0});  // poll ignores negative descriptors
+    poll_proc = poll_proc || peer.pidfd.get() < 0;
+  }
+  std::vector<bool> reported(peers_.size(), false);
+  for (;;) {
+    if (::poll(entries.data(), entries.size(), poll_proc ? kProcPollMs : -1) < 0 && errno != EINTR) return;
+    if (entries[0].revents != 0) return;
+    for (size_t i = 0; i < peers_.size(); ++i) {
+      if (reported[i]) continue;
+      const bool died = entries[i + 1].fd >= 0 ? entries[i + 1].revents != 0
+                                               : is_gone(read_process_state(peers_[i].pid), start_times_[i]);
+      if (!died) continue;
+      reported[i] = true;
+      entries[i + 1].fd = -1;
+      on_death_(peers_[i].rank);
+    }
+  }
+}
+
+}  // namespace ringcomm

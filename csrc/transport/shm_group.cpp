@@ -1,0 +1,268 @@
+#include "transport/shm_group.h"
+
+#include <linux/futex.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "transport/fault.h"
+
+namespace ringcomm {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Spinning answers in well under a microsecond; sleeping costs tens. With a core per rank a waiter
+// spins for roughly 100 us before it sleeps; with fewer it gives its core away almost at once.
+constexpr int kSpinRounds = 4000;
+constexpr int kSpinRoundsOversubscribed = 40;
+constexpr int kYieldRoundsOversubscribed = 20;
+constexpr int kRoundsPerCheck = 64;
+// Upper bound of one sleep: a fault that is set between the check and the sleep is seen this late.
+constexpr std::chrono::milliseconds kMaxSleep{20};
+
+constexpr const char* kLost = "The communicator is lost: close it and init() a new one.";
+
+void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+void futex_wait(std::atomic<uint32_t>& word, uint32_t expected, std::chrono::nanoseconds at_most) {
+  timespec time;
+  time.tv_sec = at_most.count() / 1000000000;
+  time.tv_nsec = at_most.count() % 1000000000;
+  ::syscall(SYS_futex, &word, FUTEX_WAIT, expected, &time, nullptr, 0);
+}
+
+void futex_wake_all(std::atomic<uint32_t>& word) { ::syscall(SYS_futex, &word, FUTEX_WAKE, INT32_MAX, nullptr, nullptr, 0); }
+
+}  // namespace
+
+void ShmGroup::format_control(int control_fd, int world_size) {
+  Mapping mapping(control_fd, control_bytes(world_size));
+  auto* page = reinterpret_cast<ControlPage*>(mapping.data());
+  page->magic = kControlMagic;
+  page->version = kSharedLayoutVersion;
+  page->world_size = static_cast<uint32_t>(world_size);
+}
+
+ShmGroup::ShmGroup(const GroupConfig& config)
+    : rank_(config.rank),
+      world_size_(config.world_size),
+      name_(config.name),
+      timeout_(static_cast<int64_t>(config.timeout_s * 1e9)),
+      layout_(StagingLayout::make(config.buffer_bytes)),
+      pids_(config.pids),
+      spin_rounds_(config.world_size <= config.num_cores ? kSpinRounds : kSpinRoundsOversubscribed),
+      yield_rounds_(config.world_size <= config.num_cores ? 0 : kYieldRoundsOversubscribed),
+      control_(config.control_fd, control_bytes(config.world_size)),
+      checked_seq_(static_cast<size_t>(config.world_size), 0) {
+  RC_CHECK(world_size_ >= 1 && world_size_ <= kMaxRanks, "world_size must be 1 to ", kMaxRanks, ", not ", world_size_);
+  RC_CHECK(rank_ >= 0 && rank_ < world_size_, "rank must be 0 to ", world_size_ - 1, ", not ", rank_);
+  RC_CHECK(timeout_.count() > 0, "timeout must be positive, not ", config.timeout_s, " s");
+  const size_t expected = static_cast<size_t>(world_size_);
+  RC_CHECK(config.staging_fds.size() == expected && config.pidfds.size() == expected && config.pids.size() == expected,
+           "need one staging segment, pidfd and pid per rank");
+  page_ = reinterpret_cast<ControlPage*>(control_.data());
+  if (page_->magic != kControlMagic || page_->version != kSharedLayoutVersion ||
+      page_->world_size != static_cast<uint32_t>(world_size_)) {
+    RC_FAIL(wire, "the control page of group '", name_, "' says layout version ", page_->version, " for ", page_->world_size,
+            " ranks, expected version ", kSharedLayoutVersion, " for ", world_size_,
+            "; do all ranks run the same ringcomm?");
+  }
+  std::vector<LivenessMonitor::Peer> peers;
+  for (int peer = 0; peer < world_size_; ++peer) {
+    const size_t i = static_cast<size_t>(peer);
+    slabs_.emplace_back(config.staging_fds[i], layout_.total_bytes());
+    if (peer == rank_) continue;
+    UniqueFd pidfd(config.pidfds[i] < 0 ? -1 : ::dup(config.pidfds[i]));
+    peers.push_back({peer, config.pids[i], std::move(pidfd)});
+  }
+  line(rank_).pid.store(pids_[static_cast<size_t>(rank_)], std::memory_order_relaxed);
+  line(rank_).lifecycle.store(static_cast<uint32_t>(Lifecycle::live), std::memory_order_release);
+  if (world_size_ > 1) {
+    monitor_ = std::make_unique<LivenessMonitor>(std::move(peers), [this](int peer) { on_peer_death(peer); });
+  }
+}
+
+ShmGroup::~ShmGroup() { leave(); }
+
+void ShmGroup::leave() {
+  line(rank_).lifecycle.store(static_cast<uint32_t>(Lifecycle::closed), std::memory_order_seq_cst);
+  wake_everyone();
+  monitor_.reset();
+}
+
+// ---- one collective ------------------------------------------------------------------------------
+
+void ShmGroup::begin(const Descriptor& descriptor) {
+  throw_if_failed();
+  // A rank may be one collective ahead of a peer, not two (a broadcast's root does not wait):
+  // this keeps slots readable and finds a mismatch at the latest here.
+  deadline_set_ = false;
+  const uint32_t last = seq_;
+  for (int peer = 0; peer < world_size_; ++peer) {
+    if (peer == rank_ || checked_seq_[static_cast<size_t>(peer)] == last) continue;
+    wait_flag(slot(peer, last).seq, last, peer);
+    check_descriptor(peer, last, current_);
+  }
+  current_ = descriptor;
+  ++seq_;
+  line(rank_).entered_seq.store(seq_, std::memory_order_relaxed);
+}
+
+void ShmGroup::announce() {
+  SlotHeader& mine = slot(rank_, seq_);
+  mine.descriptor = current_;
+  set_flag(mine.seq, seq_);
+}
+
+void ShmGroup::wait_announced(int peer) {
+  if (peer == rank_) return;
+  wait_flag(slot(peer, seq_).seq, seq_, peer);
+  check_descriptor(peer, seq_, current_);
+}
+
+void ShmGroup::wait_all_announced() {
+  for (int peer = 0; peer < world_size_; ++peer) wait_announced(peer);
+}
+
+void ShmGroup::end(uint32_t num_steps) {
+  step_base_ += num_steps;
+  line(rank_).completed_seq.store(seq_, std::memory_order_relaxed);
+}
+
+void ShmGroup::publish_step(uint32_t step) { set_flag(line(rank_).step, step_base_ + step); }
+
+void ShmGroup::wait_step(int peer, uint32_t step) {
+  if (peer != rank_) wait_flag(line(peer).step, step_base_ + step, peer);
+}
+
+void ShmGroup::wait_all_steps(uint32_t step) {
+  for (int peer = 0; peer < world_size_; ++peer) wait_step(peer, step);
+}
+
+void ShmGroup::check_descriptor(int peer, uint32_t seq, const Descriptor& mine) {
+  const Descriptor theirs = slot(peer, seq).descriptor;
+  checked_seq_[static_cast<size_t>(peer)] = seq;
+  if (theirs == mine) return;
+  const int low = std::min(rank_, peer);
+  const std::string my_text = describe(mine, seq);
+  const std::string their_text = describe(theirs, seq);
+  fail(Error(ErrorKind::mismatch,
+             concat("ranks of group '", name_, "' called different operations: rank ", low, " called ",
+                    low == rank_ ? my_text : their_text, ", rank ", std::max(rank_, peer), " called ",
+                    low == rank_ ? their_text : my_text, ". No data was reduced. ", kLost)));
+}
+
+// ---- flags ---------------------------------------------------------------------------------------
+
+void ShmGroup::set_flag(Flag& flag, uint32_t value) {
+  // Sequentially consistent with the sleeper's increment: either the sleeper sees the new value or
+  // this sees the sleeper.
+  flag.value.store(value, std::memory_order_seq_cst);
+  if (flag.sleepers.load(std::memory_order_seq_cst) != 0) futex_wake_all(flag.value);
+}
+
+void ShmGroup::wait_flag(Flag& flag, uint32_t target, int peer) {
+  if (!reached(flag.value.load(std::memory_order_acquire), target)) wait_flag_slowly(flag, target, peer);
+}
+
+void ShmGroup::wait_flag_slowly(Flag& flag, uint32_t target, int peer) {
+  const auto arrived = [&] { return reached(flag.value.load(std::memory_order_acquire), target); };
+  for (int round = 1; round <= spin_rounds_; ++round) {
+    relax();
+    if (arrived()) return;
+    if (round % kRoundsPerCheck == 0) throw_if_failed();
+  }
+  for (int round = 0; round < yield_rounds_; ++round) {
+    ::sched_yield();
+    if (arrived()) return;
+  }
+  if (!deadline_set_) {
+    deadline_ = Clock::now() + timeout_;
+    deadline_set_ = true;
+  }
+  for (;;) {
+    throw_if_failed();
+    throw_if_peer_left(peer, flag, target);
+    const std::chrono::nanoseconds left = deadline_ - Clock::now();
+    if (left.count() <= 0 && !arrived()) fail_deadline(peer);
+    flag.sleepers.fetch_add(1, std::memory_order_seq_cst);
+    const uint32_t seen = flag.value.load(std::memory_order_seq_cst);
+    if (!reached(seen, target) && left.count() > 0) {
+      futex_wait(flag.value, seen, std::min<std::chrono::nanoseconds>(left, kMaxSleep));
+    }
+    flag.sleepers.fetch_sub(1, std::memory_order_seq_cst);
+    if (arrived()) return;
+  }
+}
+
+void ShmGroup::wake_everyone() {
+  for (int rank = 0; rank < world_size_; ++rank) {
+    futex_wake_all(line(rank).step.value);
+    futex_wake_all(slot(rank, 0).seq.value);
+    futex_wake_all(slot(rank, 1).seq.value);
+  }
+}
+
+// ---- failure -------------------------------------------------------------------------------------
+
+void ShmGroup::report(const Error& error) {
+  report_fault(*page_, rank_, error, [this] { wake_everyone(); });
+}
+
+void ShmGroup::throw_if_failed() const {
+  if (has_fault(*page_)) throw fault_error(*page_);
+}
+
+void ShmGroup::fail(const Error& error) {
+  report(error);
+  throw fault_error(*page_);
+}
+
+void ShmGroup::throw_if_peer_left(int peer, const Flag& flag, uint32_t target) {
+  if (line(peer).lifecycle.load(std::memory_order_seq_cst) != static_cast<uint32_t>(Lifecycle::closed)) return;
+  if (reached(flag.value.load(std::memory_order_acquire), target)) return;  // it left after it did its part
+  fail(Error(ErrorKind::peer_lost,
+             concat("rank ", peer, " (pid ", pids_[static_cast<size_t>(peer)], ") closed group '", name_, "' after ",
+                    line(peer).completed_seq.load(), " collectives; rank ", rank_, " still waits for it in ",
+                    describe_current(), ". Every rank must make the same calls before it closes. ", kLost),
+             peer));
+}
+
+void ShmGroup::fail_deadline(int peer) {
+  const RankLine& their = line(peer);
+  const uint32_t entered = their.entered_seq.load();
+  const ProcessState state = read_process_state(pids_[static_cast<size_t>(peer)]);
+  std::string where = entered == 0 ? std::string("it has not called any collective yet")
+                      : entered == their.completed_seq.load()
+                          ? concat("its last call, ", describe(slot(peer, entered).descriptor, entered), ", is complete")
+                          : concat("it is inside ", describe(slot(peer, entered).descriptor, entered));
+  if (state.letter == 'T' || state.letter == 't') where += ", and the process is stopped";
+  fail(Error(ErrorKind::deadline,
+             concat("rank ", peer, " (pid ", pids_[static_cast<size_t>(peer)], ") did not come within ", timeout_.count() / 1e9,
+                    " s: rank ", rank_, " waits for it in ", describe_current(), " of group '", name_, "'; ", where,
+                    ". Look for a rank that takes another path or is slow, or raise timeout=. ", kLost),
+             peer));
+}
+
+void ShmGroup::on_peer_death(int peer) {
+  const RankLine& their = line(peer);
+  if (their.lifecycle.load(std::memory_order_seq_cst) == static_cast<uint32_t>(Lifecycle::closed)) return;
+  const uint32_t entered = their.entered_seq.load();
+  const bool inside = entered != their.completed_seq.load();
+  report(Error(ErrorKind::peer_lost,
+               concat("rank ", peer, " (pid ", pids_[static_cast<size_t>(peer)], ") of group '", name_, "' died",
+                      inside ? " inside collective #" : " after collective #", entered,
+                      ". Output buffers of unfinished calls are undefined. ", kLost),
+               peer));
+}
+
+}  // namespace ringcomm

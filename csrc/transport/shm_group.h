@@ -1,0 +1,129 @@
+// Ranks of one node over shared memory: flags, announcements, staging buffers, failure.
+//
+// Every collective runs, on every rank and in the same order, as
+//     begin -> [write own inline payload / input buffer] -> announce -> [steps] -> end.
+//
+// Memory ordering: whatever a rank wrote before announce() or publish_step() is visible to a peer
+// after the matching wait returned (release / acquire on one Flag; correct on Arm as on x86).
+//
+// When buffers may be written:
+//   inline payload   from begin() on. begin() has made sure that every peer entered the previous
+//                    collective, so nobody reads this slot (two alternate) any more.
+//   input buffers    from begin() on. An algorithm that uses them leaves them unread when it ends.
+//   result buffers   after wait_all_announced(): peers may read them until they enter the next
+//                    collective.
+//
+// One thread at a time may use a group; Communicator sees to that.
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "transport/liveness.h"
+#include "transport/segment.h"
+#include "wire/shared_layout.h"
+
+namespace ringcomm {
+
+struct GroupConfig {
+  int rank = 0;
+  int world_size = 1;
+  std::string name;               // appears in errors
+  double timeout_s = 300;         // the one deadline of every call
+  int64_t buffer_bytes = 0;       // of one staging buffer; the same on all ranks
+  int num_cores = 1;              // that the ranks of this node share
+  int control_fd = -1;            // borrowed
+  std::vector<int> staging_fds;   // per rank, borrowed
+  std::vector<int> pidfds;        // per rank, borrowed; -1: no pidfd on this kernel
+  std::vector<int> pids;          // per rank
+};
+
+class ShmGroup {
+ public:
+  // Bytes of the two kinds of segment that the group maps.
+  static int64_t control_bytes(int world_size) { return static_cast<int64_t>(ControlPage::bytes(world_size)); }
+  static int64_t staging_bytes(int64_t buffer_bytes) { return StagingLayout::make(buffer_bytes).total_bytes(); }
+  // Writes the control page's header; once, before any rank attaches.
+  static void format_control(int control_fd, int world_size);
+
+  explicit ShmGroup(const GroupConfig& config);
+  ~ShmGroup();
+  ShmGroup(const ShmGroup&) = delete;
+
+  int rank() const { return rank_; }
+  int world_size() const { return world_size_; }
+  const std::string& name() const { return name_; }
+  int64_t inline_bytes() const { return layout_.inline_bytes; }
+  int64_t buffer_bytes() const { return layout_.half_bytes; }
+
+  // Starts collective number seq() with this description. Throws the group's fault if there is one.
+  void begin(const Descriptor& descriptor);
+  // Publishes the description and all bytes written so far.
+  void announce();
+  // Blocks until `peer` has announced this collective; throws MismatchError if it announced another.
+  void wait_announced(int peer);
+  void wait_all_announced();
+  // Finishes; every rank passes the same number of steps, at least the highest it published.
+  void end(uint32_t num_steps);
+
+  // Steps count from 1 within one collective. A rank may skip numbers, never go back.
+  void publish_step(uint32_t step);
+  void wait_step(int peer, uint32_t step);
+  void wait_all_steps(uint32_t step);
+
+  // The slot payload of this collective.
+  uint8_t* inline_payload(int rank) { return slab(rank) + layout_.slot_offset(parity()) + sizeof(SlotHeader); }
+  uint8_t* input_buffer(int rank, int64_t segment) { return slab(rank) + layout_.input_offset(segment & 1); }
+  uint8_t* result_buffer(int rank, int64_t segment) { return slab(rank) + layout_.result_offset(segment & 1); }
+
+  uint32_t seq() const { return seq_; }
+  // Records a failure for all ranks (the first one wins) and throws the one that won.
+  [[noreturn]] void fail(const Error& error);
+  // The same without throwing; any thread.
+  void report(const Error& error);
+  void throw_if_failed() const;
+  // Tells the peers that this rank will not come back; they fail only if they wait for it.
+  void leave();
+  std::string describe_current() const { return describe(current_, seq_); }
+
+ private:
+  uint8_t* slab(int rank) const { return slabs_[static_cast<size_t>(rank)].data(); }
+  int parity() const { return static_cast<int>(seq_ & 1u); }
+  SlotHeader& slot(int rank, uint32_t seq) const {
+    return *reinterpret_cast<SlotHeader*>(slab(rank) + layout_.slot_offset(static_cast<int>(seq & 1u)));
+  }
+  RankLine& line(int rank) const { return page_->ranks[rank]; }
+  void set_flag(Flag& flag, uint32_t value);
+  void wait_flag(Flag& flag, uint32_t target, int peer);
+  void wait_flag_slowly(Flag& flag, uint32_t target, int peer);
+  void check_descriptor(int peer, uint32_t seq, const Descriptor& mine);
+  void throw_if_peer_left(int peer, const Flag& flag, uint32_t target);
+  [[noreturn]] void fail_deadline(int peer);
+  void on_peer_death(int peer);
+  void wake_everyone();
+
+  const int rank_;
+  const int world_size_;
+  const std::string name_;
+  const std::chrono::nanoseconds timeout_;
+  const StagingLayout layout_;
+  const std::vector<int> pids_;
+  int spin_rounds_;
+  int yield_rounds_;
+  Mapping control_;
+  ControlPage* page_ = nullptr;
+  std::vector<Mapping> slabs_;
+  std::unique_ptr<LivenessMonitor> monitor_;
+
+  uint32_t seq_ = 0;          // of the current or next collective; the first is 1
+  uint32_t step_base_ = 0;    // steps of all finished collectives
+  Descriptor current_;  // of collective seq_
+  std::vector<uint32_t> checked_seq_;  // per peer: the last collective whose announcement was seen and compared
+  bool deadline_set_ = false;          // the clock starts at the first wait that is not over at once
+  std::chrono::steady_clock::time_point deadline_;
+};
+
+}  // namespace ringcomm

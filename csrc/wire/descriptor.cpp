@@ -1,0 +1,21 @@
+#include "wire/descriptor.h"
+
+#include "base/error.h"
+
+namespace ringcomm {
+
+std::string describe(const Descriptor& d, uint32_t seq) {
+  std::string text = concat(op_name(d.op), " #", seq);
+  if (d.op == OpKind::barrier) return text;
+  text += concat(" (", dtype_name(d.dtype), " x ", d.count);
+  if (d.op == OpKind::all_reduce || d.op == OpKind::reduce_scatter) text += concat(", ", reduce_op_name(d.reduce_op));
+  if (d.root >= 0) text += concat(", root ", d.root);
+  text += concat(", ", algo_name(d.algo));
+  if (d.codec_up != 0 || d.codec_down != 0) {
+    text += concat(", codec ids ", int{d.codec_up}, "/", int{d.codec_down}, " flags ", d.codec_flags);
+  }
+  if (d.tag[0] != 0) text += concat(", tag '", std::string(d.tag, strnlen(d.tag, kTagBytes)), "'");
+  return text + ")";
+}
+
+}  // namespace ringcomm

@@ -1,0 +1,84 @@
+// What a rank says it is doing: one 48-byte record per collective, compared by the others before
+// they touch a byte of data.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <type_traits>
+
+#include "base/dtype.h"
+
+namespace ringcomm {
+
+// Wire ids: append, never renumber.
+enum class OpKind : uint8_t { barrier = 0, all_reduce = 1, broadcast = 2, all_gather = 3, reduce_scatter = 4 };
+constexpr int kNumOps = 5;
+
+enum class Algo : uint8_t { one_shot = 0, two_shot = 1, ring = 2, staged = 3 };
+constexpr int kNumAlgos = 4;
+
+constexpr const char* op_name(OpKind op) {
+  switch (op) {
+    case OpKind::barrier:
+      return "barrier";
+    case OpKind::all_reduce:
+      return "all_reduce";
+    case OpKind::broadcast:
+      return "broadcast";
+    case OpKind::all_gather:
+      return "all_gather";
+    case OpKind::reduce_scatter:
+      return "reduce_scatter";
+  }
+  return "?";
+}
+
+constexpr const char* algo_name(Algo algo) {
+  switch (algo) {
+    case Algo::one_shot:
+      return "one_shot";
+    case Algo::two_shot:
+      return "two_shot";
+    case Algo::ring:
+      return "ring";
+    case Algo::staged:
+      return "staged";
+  }
+  return "?";
+}
+
+// offset  bytes  field
+//      0      1  op
+//      1      1  dtype
+//      2      1  reduce_op      (0 where the operation reduces nothing)
+//      3      1  algo
+//      4      1  codec_up       CodecId
+//      5      1  codec_down     CodecId
+//      6      2  codec_flags    bit 0: stochastic rounding; bit 1: owner residual; bits 8..15: format version
+//      8      4  root           (-1 where there is none)
+//     12      4  reserved       0
+//     16      8  count          elements per rank, as op defines it
+//     24     24  tag            the caller's label, zero padded
+constexpr int kTagBytes = 24;
+struct Descriptor {
+  OpKind op = OpKind::barrier;
+  DType dtype = DType::uint8;
+  ReduceOp reduce_op = ReduceOp::sum;
+  Algo algo = Algo::one_shot;
+  uint8_t codec_up = 0;
+  uint8_t codec_down = 0;
+  uint16_t codec_flags = 0;
+  int32_t root = -1;
+  uint32_t reserved = 0;
+  int64_t count = 0;
+  char tag[kTagBytes] = {};
+
+  bool operator==(const Descriptor& other) const { return std::memcmp(this, &other, sizeof(*this)) == 0; }
+};
+static_assert(sizeof(Descriptor) == 48 && std::is_trivially_copyable<Descriptor>::value, "wire layout");
+
+// "all_reduce #17 (float32 x 1000, sum, two_shot, tag 'bucket0')"
+std::string describe(const Descriptor& descriptor, uint32_t seq);
+
+}  // namespace ringcomm

@@ -1,0 +1,592 @@
+"""The communicator: collectives on torch tensors, NumPy arrays and DLPack arrays of one host."""
+
+import atexit
+import os
+import sys
+import threading
+import weakref
+from datetime import timedelta
+from typing import Any
+
+from ringcomm import _core, env
+from ringcomm.arrays import ArrayView, contiguous_copy, copy_back, empty_like, view
+from ringcomm.codecs import Codec, codec as parse_codec
+from ringcomm.errors import UsageError
+from ringcomm.plan import Plan, choose
+from ringcomm.rendezvous import Endpoints, boot_id, rendezvous
+from ringcomm.store import Store, TCPStore, shared_store
+
+__all__ = ["Communicator", "Work", "init"]
+
+DEFAULT_BUFFER_KIB = 256
+"""Size of one staging buffer; a rank has four, and two small slots (1.1 MiB in all)."""
+
+_NUM_BUFFERS = 4
+_DEFAULT_PORT = 29433
+_OPS: dict[str, int] = _core.OPS
+_REDUCE_OPS: dict[str, int] = _core.REDUCE_OPS
+_ALGOS: dict[str | None, int] = {None: -1, **_core.ALGOS}
+_FLOAT32: int = _core.DTYPES["float32"]
+_ALL_REDUCE = _OPS["all_reduce"]
+
+
+class Work:
+    """The handle of an asynchronous call. Keeps the arrays alive until the call has finished."""
+
+    def __init__(self, core: Any, result: Any, finish: Any, keep: tuple[Any, ...]) -> None:
+        self._core = core
+        self._result = result
+        self._finish = finish  # copies a temporary back; runs once, in the first wait()
+        self._keep = keep
+        self._lock = threading.Lock()
+
+    def done(self) -> bool:
+        """Whether the call has finished, well or with an error. Never blocks."""
+        return bool(self._core.done())
+
+    def wait(self, timeout: float | None = None) -> Any:
+        """Blocks until the call has finished and returns what the synchronous call returns.
+
+        Args:
+            timeout: Seconds; None waits for as long as the communicator's own deadline allows.
+
+        Raises:
+            TimeoutError: not finished after ``timeout`` seconds; the call goes on.
+            RingcommError: what the synchronous call would have raised.
+        """
+        if not self._core.wait(-1.0 if timeout is None else timeout):
+            raise TimeoutError(f"the collective is still running after {timeout:g} s")
+        with self._lock:
+            if self._finish is not None:
+                self._finish()
+                self._finish = None
+        return self._result
+
+
+class Communicator:
+    """A group of processes on one host. Make one with :func:`init`; close it or use ``with``.
+
+    Every rank must make the same calls in the same order; calls that disagree raise
+    :class:`~ringcomm.errors.MismatchError` on all ranks. Results are bit-identical on all ranks.
+    Calls block until the result is there, without holding the GIL, and raise after ``timeout``
+    seconds at the latest. Any thread may call; calls run one at a time. Inputs are arrays of any
+    shape, also non-contiguous or empty, of float32, float64, float16, bfloat16, int32, int64, uint8.
+
+    Attributes:
+        rank: Of this process, 0 to ``world_size - 1``.
+        world_size: Number of ranks.
+        name: Of the group, as it appears in errors.
+        timeout: The deadline of every call, in seconds.
+    """
+
+    def __init__(
+        self, endpoints: Endpoints, rank: int, *, name: str, timeout: float, buffer_bytes: int
+    ) -> None:
+        self.rank = rank
+        self.world_size = len(endpoints.pids)
+        self.name = name
+        self.timeout = timeout
+        self._core = _core.Communicator(
+            rank=rank,
+            world_size=self.world_size,
+            name=name,
+            timeout_s=timeout,
+            buffer_bytes=buffer_bytes,
+            num_cores=len(os.sched_getaffinity(0)),
+            control_fd=endpoints.control_fd,
+            staging_fds=endpoints.staging_fds,
+            pidfds=endpoints.pidfds,
+            pids=endpoints.pids,
+        )
+        self._collective = self._core.collective
+        self._encoded_calls = 0  # the step of stochastic rounding
+        _open.add(self)
+
+    # -- collectives --
+
+    def all_reduce(
+        self,
+        x: Any,
+        op: str = "sum",
+        codec: str | Codec | None = None,
+        algo: str | None = None,
+        async_op: bool = False,
+        *,
+        residual: Any = None,
+        owner_residual: Any = None,
+        tag: str = "",
+    ) -> Any:
+        """Reduces ``x`` over all ranks, in place.
+
+        Args:
+            x: The same shape and dtype on every rank. Holds the result afterwards.
+            op: ``sum``, ``avg``, ``min``, ``max`` or ``product``. 16-bit floats accumulate in
+                float32, integers wrap around, avg of integers truncates, NaN wins in min and max.
+            codec: Such as ``"int8"``: contributions and sums travel encoded (float32, bfloat16 or
+                float16; sum and avg). With one rank nothing travels and nothing is encoded.
+            algo: ``one_shot``, ``two_shot`` or ``ring``; None lets the table choose (see
+                :meth:`explain`). ``ring`` sums in an order that depends on the element's place.
+            async_op: Return a :class:`Work` at once; do not touch ``x`` until it is done.
+            residual: Error feedback for ``codec``: contiguous float32 array with as many elements
+                as ``x``, added before encoding; holds afterwards what the encoding lost.
+            owner_residual: The same for the sums; a rank touches the elements that it owns.
+            tag: Up to 24 characters that must agree on all ranks and appear in errors.
+
+        Returns:
+            ``x``, or a :class:`Work` whose ``wait()`` returns it.
+
+        Raises:
+            UsageError: bad arguments; nothing was sent. MismatchError: ranks disagree.
+            PeerLostError, DeadlineError, AbortedError: ``x`` is undefined; the communicator is lost.
+        """
+        if codec is None and not async_op and residual is None and owner_residual is None:
+            target = view(x, writable=True)
+            if target.contiguous and op in _REDUCE_OPS and algo in _ALGOS:  # the fast path
+                self._collective(
+                    _ALL_REDUCE,
+                    target.ptr,
+                    target.ptr,
+                    target.num_elems,
+                    target.dtype,
+                    _REDUCE_OPS[op],
+                    -1,
+                    _ALGOS[algo],
+                    tag,
+                )
+                return x
+        compress = parse_codec("none" if codec is None else codec)
+        reduce_op, algo_id = _lookup(op, _REDUCE_OPS, "op"), _lookup(algo, _ALGOS, "algo")
+        target, finish = _in_place(x)
+        if compress.exact:
+            if residual is not None or owner_residual is not None:
+                raise UsageError("a residual needs a codec: nothing is lost in an exact all_reduce")
+            core = self._collective(
+                _ALL_REDUCE,
+                target.ptr,
+                target.ptr,
+                target.num_elems,
+                target.dtype,
+                reduce_op,
+                -1,
+                algo_id,
+                tag,
+                async_op,
+            )
+        else:
+            self._encoded_calls += 1
+            core = self._core.all_reduce_encoded(
+                target.ptr,
+                target.ptr,
+                target.num_elems,
+                target.dtype,
+                reduce_op,
+                compress.up,
+                compress.down,
+                compress.rounding == "stochastic",
+                compress.seed,
+                self._encoded_calls,
+                _residual_pointer(residual, target.num_elems, "residual"),
+                _residual_pointer(owner_residual, target.num_elems, "owner_residual"),
+                algo_id,
+                tag,
+                async_op,
+            )
+        return _result(core, x, finish, (target, residual, owner_residual))
+
+    def broadcast(self, x: Any, root: int = 0, async_op: bool = False, *, tag: str = "") -> Any:
+        """Copies the root's ``x`` into everybody's ``x``, in place.
+
+        Args:
+            x: The same shape and dtype on every rank; may be read-only on the root.
+            root: Rank that has the data.
+            async_op: As in :meth:`all_reduce`.
+            tag: As in :meth:`all_reduce`.
+
+        Returns:
+            ``x``, or a :class:`Work`. A small broadcast returns on the root before the others have
+            read it.
+
+        Raises:
+            As :meth:`all_reduce`.
+        """
+        self._check_root(root)
+        target, finish = _in_place(x, writable=self.rank != root)
+        core = self._collective(
+            _OPS["broadcast"],
+            target.ptr,
+            target.ptr,
+            target.num_elems,
+            target.dtype,
+            0,
+            root,
+            -1,
+            tag,
+            async_op,
+        )
+        return _result(core, x, finish, (target,))
+
+    def all_gather(self, x: Any, out: Any = None, async_op: bool = False, *, tag: str = "") -> Any:
+        """Gathers every rank's ``x`` on every rank.
+
+        Args:
+            x: The same shape and dtype on every rank. Not modified.
+            out: Contiguous array of ``world_size`` times as many elements and the dtype of ``x``,
+                any shape; None makes one of shape ``(world_size, *x.shape)`` in the library of ``x``.
+            async_op: As in :meth:`all_reduce`.
+            tag: As in :meth:`all_reduce`.
+
+        Returns:
+            ``out`` (rank ``r``'s elements are the ``r``-th part), or a :class:`Work`.
+
+        Raises:
+            As :meth:`all_reduce`.
+        """
+        source = _readable(x)
+        if out is None:
+            out = empty_like(x, (self.world_size, *source.shape))
+        target = _output(out, source, source.num_elems * self.world_size)
+        core = self._collective(
+            _OPS["all_gather"],
+            source.ptr,
+            target.ptr,
+            source.num_elems,
+            source.dtype,
+            0,
+            -1,
+            -1,
+            tag,
+            async_op,
+        )
+        return _result(core, out, None, (source, target))
+
+    def reduce_scatter(
+        self, x: Any, op: str = "sum", out: Any = None, async_op: bool = False, *, tag: str = ""
+    ) -> Any:
+        """Reduces over all ranks and leaves one part of the result on each.
+
+        Args:
+            x: Array whose first dimension is a multiple of ``world_size``. Not modified.
+            op: As in :meth:`all_reduce`.
+            out: Contiguous array for this rank's part; None makes one of shape
+                ``(x.shape[0] // world_size, *x.shape[1:])``.
+            async_op: As in :meth:`all_reduce`.
+            tag: As in :meth:`all_reduce`.
+
+        Returns:
+            ``out``: part ``rank`` of the reduced array, or a :class:`Work`.
+
+        Raises:
+            As :meth:`all_reduce`.
+        """
+        reduce_op = _lookup(op, _REDUCE_OPS, "op")
+        source = _readable(x)
+        if not source.shape or source.shape[0] % self.world_size:
+            raise UsageError(
+                f"x: shape {tuple(source.shape)} cannot be split into {self.world_size} equal parts; the first "
+                "dimension must be a multiple of the world size (pad it)"
+            )
+        if out is None:
+            out = empty_like(x, (source.shape[0] // self.world_size, *source.shape[1:]))
+        target = _output(out, source, source.num_elems // self.world_size)
+        core = self._collective(
+            _OPS["reduce_scatter"],
+            source.ptr,
+            target.ptr,
+            target.num_elems,
+            source.dtype,
+            reduce_op,
+            -1,
+            -1,
+            tag,
+            async_op,
+        )
+        return _result(core, out, None, (source, target))
+
+    def barrier(self, *, tag: str = "") -> None:
+        """Blocks until every rank has called it."""
+        self._collective(_OPS["barrier"], 0, 0, 0, 0, 0, -1, -1, tag)
+
+    # -- about --
+
+    def explain(self, num_bytes: int, op: str = "all_reduce", codec: str | Codec | None = None) -> Plan:
+        """What a call on ``num_bytes`` bytes per rank would do, and why. Sends nothing."""
+        compress = parse_codec("none" if codec is None else codec)
+        return choose(op, num_bytes, self.world_size, compress, self._core.inline_bytes)
+
+    def stats(self) -> dict[str, dict[str, float]]:
+        """Counters per operation since :func:`init`, or the last :meth:`reset_stats`.
+
+        Returns:
+            ``{"all_reduce": {"calls", "bytes", "bytes_sent", "seconds"}, ...}``: ``bytes`` of the
+            caller's arrays, ``bytes_sent`` handed to peers, ``seconds`` inside calls, waiting included.
+        """
+        return self._core.stats()
+
+    def reset_stats(self) -> None:
+        """Sets all counters to zero."""
+        self._core.reset_stats()
+
+    # -- the end --
+
+    def abort(self, reason: str = "abort() was called") -> None:
+        """Makes every rank's current and later calls raise ``AbortedError`` now. Never waits."""
+        self._core.abort(reason)
+
+    def close(self) -> None:
+        """Finishes pending asynchronous calls, then leaves. Idempotent, not collective.
+
+        A peer that still needs this rank gets a ``PeerLostError`` that says so.
+        """
+        _open.discard(self)
+        self._core.close()
+
+    def __enter__(self) -> "Communicator":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<ringcomm.Communicator '{self.name}' rank {self.rank} of {self.world_size}>"
+
+    def __reduce__(self) -> Any:
+        raise UsageError("a communicator cannot be pickled; init() one in each process")
+
+    def _check_root(self, root: int) -> None:
+        if not 0 <= root < self.world_size:
+            raise UsageError(f"root must be 0 to {self.world_size - 1}, not {root}")
+
+
+_open: "weakref.WeakSet[Communicator]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for comm in list(_open):
+        comm.close()
+
+
+# ---- arguments -----------------------------------------------------------------------------------
+
+
+def _lookup(name: str | None, table: dict[Any, int], what: str) -> int:
+    value = table.get(name)
+    if value is None:
+        known = ", ".join(repr(key) for key in table)
+        raise UsageError(f"{what} must be one of {known}, not {name!r}")
+    return value
+
+
+def _in_place(x: Any, writable: bool = True) -> tuple[ArrayView, Any]:
+    """The memory to work on, and what copies the result back into ``x`` (None: it is ``x``)."""
+    target = view(x, writable=writable)
+    if target.contiguous:
+        return target, None
+    copy = contiguous_copy(x)
+    return view(copy, writable=True), (lambda: copy_back(copy, x)) if writable else None
+
+
+def _readable(x: Any) -> ArrayView:
+    source = view(x, writable=False)
+    if source.contiguous:
+        return source
+    return view(contiguous_copy(x), writable=False)._replace(shape=source.shape)
+
+
+def _output(out: Any, source: ArrayView, num_elems: int) -> ArrayView:
+    target = view(out, writable=True, role="out")
+    if not target.contiguous:
+        raise UsageError("out: must be contiguous")
+    if target.dtype != source.dtype:
+        raise UsageError(f"out: dtype {target.dtype_name}, expected {source.dtype_name} like x")
+    if target.num_elems != num_elems:
+        raise UsageError(f"out: {target.num_elems} elements, expected {num_elems}")
+    return target
+
+
+def _residual_pointer(residual: Any, num_elems: int, role: str) -> int:
+    if residual is None:
+        return 0
+    target = view(residual, writable=True, role=role)
+    if target.dtype != _FLOAT32 or not target.contiguous or target.num_elems != num_elems:
+        raise UsageError(
+            f"{role}: {target.num_elems} elements of {target.dtype_name}, expected a contiguous float32 array of "
+            f"{num_elems} elements, as many as x has"
+        )
+    return target.ptr
+
+
+def _result(core: Any, value: Any, finish: Any, keep: tuple[Any, ...]) -> Any:
+    if core is not None:
+        return Work(core, value, finish, keep)
+    if finish is not None:
+        finish()
+    return value
+
+
+# ---- init ----------------------------------------------------------------------------------------
+
+_counters: "weakref.WeakKeyDictionary[Any, int]" = weakref.WeakKeyDictionary()
+_counters_lock = threading.Lock()
+
+
+def init(
+    rank: int | None = None,
+    world_size: int | None = None,
+    *,
+    store: Store | None = None,
+    group: Any = None,
+    timeout: float | timedelta | None = None,
+    name: str = "world",
+) -> Communicator:
+    """Joins a communicator; collective over its ranks, which must all be on this host.
+
+    Ranks find each other through, in this order: ``store``; ``group``; torch.distributed's default
+    group if it is initialised; torchrun's store; a store of ours that rank 0 serves at
+    ``MASTER_ADDR:MASTER_PORT`` (default 127.0.0.1:29433).
+
+    Args:
+        rank: Of this process; default from the launcher (torchrun, mpirun, srun), else 0.
+        world_size: Number of processes; default from the launcher, else 1.
+        store: Shared key-value store: a torch ``Store``, :class:`ringcomm.store.TCPStore`, or anything
+            with ``set`` and a blocking ``get``. Communicators over one store must be made in the same
+            order on all ranks.
+        group: A torch process group whose ranks become this communicator's, in its order.
+        timeout: Deadline of set-up and of every call, in seconds or as timedelta; default
+            ``RINGCOMM_TIMEOUT`` (300).
+        name: Appears in errors.
+
+    Returns:
+        The communicator, to be closed or used in a ``with`` statement.
+
+    Raises:
+        UsageError: bad arguments, a taken port, ranks on several hosts or that disagree.
+        DeadlineError: a rank did not come. PeerLostError: one died during set-up.
+        SystemResourceError: no shared memory or descriptors.
+    """
+    seconds = _seconds(timeout)
+    buffer_bytes = _buffer_bytes()
+    simd = env.get("RINGCOMM_SIMD")
+    if simd is not None:
+        _core.set_simd_level(simd)
+    if store is None and group is None and rank is None and world_size is None:
+        group = _default_torch_group()
+    if group is not None:
+        if store is not None or rank is not None or world_size is not None:
+            raise UsageError("with group=, leave out store, rank and world_size: the group has them")
+        rank, world_size, store = _meet_through_group(group, seconds)
+    else:
+        info = env.rank_info()
+        rank = info.rank if rank is None else rank
+        world_size = info.world_size if world_size is None else world_size
+        if (rank is None) != (world_size is None):
+            raise UsageError(
+                f"rank is {rank} and world_size is {world_size}: pass both, or set both RANK and WORLD_SIZE"
+            )
+        rank, world_size = rank or 0, 1 if world_size is None else world_size
+    if not 1 <= world_size <= _core.MAX_RANKS:
+        raise UsageError(f"world_size must be 1 to {_core.MAX_RANKS}, not {world_size}")
+    if not 0 <= rank < world_size:
+        raise UsageError(f"rank must be 0 to {world_size - 1}, not {rank}")
+    if store is None:
+        store = _default_store(rank, world_size, seconds)
+    with rendezvous(
+        store,
+        rank,
+        world_size,
+        prefix=_next_prefix(store),
+        name=name,
+        timeout=seconds,
+        buffer_bytes=buffer_bytes,
+    ) as endpoints:
+        comm = Communicator(endpoints, rank, name=name, timeout=seconds, buffer_bytes=buffer_bytes)
+    env.logger().info(
+        "group '%s': rank %d of %d, shared memory, %s kernels, deadline %g s",
+        name,
+        rank,
+        world_size,
+        _core.simd_level(),
+        seconds,
+    )
+    return comm
+
+
+def _seconds(timeout: float | timedelta | None) -> float:
+    if timeout is None:
+        timeout = env.get("RINGCOMM_TIMEOUT")
+    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else float(timeout)
+    if not 0 < seconds < 1e9:
+        raise UsageError(f"timeout must be a positive number of seconds, not {timeout}")
+    return seconds
+
+
+def _buffer_bytes() -> int:
+    kib = env.get("RINGCOMM_STAGING_KIB")
+    return (DEFAULT_BUFFER_KIB if kib is None else max(4, kib // _NUM_BUFFERS)) * 1024
+
+
+def _next_prefix(store: Any) -> str:
+    """A key prefix that no other communicator and no earlier start of this job has used."""
+    with _counters_lock:
+        try:
+            number = _counters[store] = _counters.get(store, 0) + 1
+        except TypeError:  # a store that cannot be weakly referenced
+            number = getattr(store, "_ringcomm_groups", 0) + 1
+            store._ringcomm_groups = number
+    return f"ringcomm/{env.get('TORCHELASTIC_RESTART_COUNT')}/{number}"
+
+
+def _default_torch_group() -> Any:
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return None
+    return distributed.group.WORLD
+
+
+def _meet_through_group(group: Any, seconds: float) -> tuple[int, int, Store | None]:
+    """A store of ours, served by the group's first rank; its address travels through the group."""
+    import torch.distributed as dist
+
+    rank, world_size = dist.get_rank(group), dist.get_world_size(group)
+    if rank < 0:
+        raise UsageError("this process is not a member of the group")
+    if world_size == 1:
+        return 0, 1, None
+    server = TCPStore(is_server=True, timeout=seconds) if rank == 0 else None
+    offers: list[Any] = [None] * world_size
+    dist.all_gather_object(offers, (boot_id(), server.port if server else 0), group=group)
+    hosts = [host for host, _ in offers]
+    if len(set(hosts)) > 1:
+        other = next(r for r in range(world_size) if hosts[r] != hosts[0])
+        raise UsageError(
+            f"the ranks of this group are on several hosts (rank 0 and rank {other} differ); a communicator lives "
+            "inside one host. Use ringcomm.attach(model, transport='torch') across hosts"
+        )
+    if server is not None:
+        _group_stores.append(server)  # serves until every rank has met
+        return rank, world_size, server
+    return rank, world_size, TCPStore(port=offers[0][1], is_server=False, timeout=seconds)
+
+
+_group_stores: list[TCPStore] = []
+
+
+def _default_store(rank: int, world_size: int, seconds: float) -> Store:
+    if world_size == 1:
+        return TCPStore(is_server=True)
+    host = env.get("MASTER_ADDR") or "127.0.0.1"
+    port = env.get("MASTER_PORT") or _DEFAULT_PORT
+    if env.get("TORCHELASTIC_USE_AGENT_STORE"):
+        # torchrun's agent serves a torch store at this address already.
+        from torch.distributed import TCPStore as TorchStore
+
+        key = (host, port)
+        if key not in _agent_stores:
+            _agent_stores[key] = TorchStore(
+                host, port, world_size, is_master=False, timeout=timedelta(seconds=seconds)
+            )
+        return _agent_stores[key]
+    return shared_store(host, port, is_server=rank == 0, timeout=seconds)
+
+
+_agent_stores: dict[tuple[str, int], Any] = {}

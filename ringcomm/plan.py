@@ -1,0 +1,66 @@
+"""What a collective will do, before it does it."""
+
+from dataclasses import dataclass
+
+from ringcomm import _core
+from ringcomm.codecs import Codec
+from ringcomm.errors import UsageError
+
+__all__ = ["Plan", "choose"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The algorithm that a call gets, and why. ``str(plan)`` is one line for people.
+
+    Attributes:
+        op: Name of the collective.
+        num_bytes: Of the array, per rank.
+        world_size: Ranks in the group.
+        algo: ``one_shot``, ``two_shot``, ``ring`` or ``staged``.
+        codec: Canonical codec string.
+        wire_bytes: What one rank hands to its peers (the root, for broadcast), in bytes.
+        reason: Why this algorithm.
+    """
+
+    op: str
+    num_bytes: int
+    world_size: int
+    algo: str
+    codec: str
+    wire_bytes: int
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.op} of {self.num_bytes} bytes on {self.world_size} ranks: {self.algo}, codec {self.codec}, "
+            f"{self.wire_bytes} bytes sent per rank ({self.reason})"
+        )
+
+
+def choose(op: str, num_bytes: int, world_size: int, codec: Codec, inline_bytes: int) -> Plan:
+    """The plan of a call; a pure function, so it is the same on every rank.
+
+    Args:
+        op: Name of a collective.
+        num_bytes: Bytes of the caller's array on one rank (reduce_scatter: of its output).
+        codec: Of an all_reduce; counts ``num_bytes / 4`` float32 values.
+        inline_bytes: What fits beside a flag.
+
+    Raises:
+        UsageError: an unknown operation, or a negative size.
+    """
+    if op not in _core.OPS:
+        raise UsageError(f"op must be one of {', '.join(_core.OPS)}, not {op!r}")
+    if num_bytes < 0:
+        raise UsageError(f"num_bytes is {num_bytes}, expected 0 or more")
+    if world_size == 1:
+        return Plan(op, num_bytes, 1, "copy", "none", 0, "a single rank has nobody to talk to")
+    algo, reason, wire_bytes = _core.choose_algo(
+        _core.OPS[op], num_bytes, world_size, not codec.exact, inline_bytes
+    )
+    if not codec.exact:
+        num_elems = num_bytes // 4
+        both = codec.wire_bytes(num_elems) + codec.wire_bytes(num_elems, down=True)
+        wire_bytes = -(-(world_size - 1) * both // world_size)
+    return Plan(op, num_bytes, world_size, algo, codec.spec, wire_bytes, reason)
