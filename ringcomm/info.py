@@ -72,13 +72,13 @@ def render(sections: dict[str, dict[str, Any]]) -> str:
         lines.append(title)
         names = facts if title == "environment" else {key.replace("_", " "): key for key in facts}
         width = max([16, *map(len, names)])
-        lines += [f"  {name:<{width}} {value}" for name, value in zip(names, facts.values())]
+        lines += [f"  {name:<{width}} {value}" for name, value in zip(names, facts.values(), strict=True)]
     return "\n".join(lines)
 
 
 def variables_table() -> str:
     """The table of environment variables in Markdown, as the README shows it."""
-    rows = [("variable", "value", "default", "meaning"), ("---",) * 4]
+    rows: list[tuple[str, ...]] = [("variable", "value", "default", "meaning"), ("---",) * 4]
     rows += [
         (f"`{name}`", allowed.replace("|", "or"), *rest) for name, allowed, *rest in env.table()
     ]

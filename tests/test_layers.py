@@ -27,7 +27,7 @@ CPP_LAYERS: list[set[str]] = [
 PYTHON_LAYERS: list[set[str]] = [
     {"_version", "_core"},
     {"errors", "env", "reference"},
-    {"arrays", "codec", "plan", "rendezvous", "store"},
+    {"arrays", "codecs", "plan", "rendezvous", "store"},
     {"comm"},
     {"backend", "ddp", "nodes", "cupyx", "parallel"},
     {"train"},
@@ -133,7 +133,7 @@ def test_the_layer_checks_catch_violations() -> None:
     assert cpp_violations({"codec": [("codec/a.h", "reduce")]}) == ["codec/a.h includes reduce/"]
     assert cpp_violations({"base": [("base/a.h", "wire")]}) == ["base/a.h includes wire/"]
     assert python_violations({"ddp": [("ddp.py", "comm"), ("ddp.py", "parallel")]}) == []
-    assert python_violations({"codec": [("codec.py", "comm")]}) == ["codec.py imports comm"]
+    assert python_violations({"codecs": [("codecs.py", "comm")]}) == ["codecs.py imports comm"]
     source = (
         "import ringcomm.comm\nfrom ringcomm import env\nfrom . import plan\nfrom .codec import x\n"
     )
