@@ -19,6 +19,7 @@ Wire format: blocks of 32 values with one bfloat16 scale, see ``csrc/wire/codec_
 Nothing here needs torch.
 """
 
+import contextlib
 import difflib
 import re
 import sys
@@ -429,10 +430,8 @@ def _dtype_name(dtype: Any) -> str:
         return "float32"
     name = dtype if isinstance(dtype, str) else str(dtype).removeprefix("torch.")
     if name not in _INPUTS:
-        try:
+        with contextlib.suppress(TypeError):
             name = np.dtype(dtype).name
-        except TypeError:
-            pass
     if name not in _INPUTS:
         raise UsageError(f"dtype is {dtype!r}, expected one of {', '.join(_INPUTS)}")
     return name
