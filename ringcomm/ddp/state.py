@@ -256,11 +256,12 @@ class HookState:
         if bucket.index() == 0:
             rescale = self._new_scale()
             self._watch_backward()
-        exact = self.codec.exact or self.step < self._config.warmup_steps
+        warmup = self.step < self._config.warmup_steps
+        exact = warmup or self.codec.exact
         if buffer.layout != torch.strided:
-            work = partial(self._reduce_sparse, buffer, exact)
+            work = partial(self._reduce_sparse, buffer, warmup)
         elif exact or buffer.dtype not in _ENCODED_DTYPES:
-            work = partial(self._reduce_exact, buffer, exact)
+            work = partial(self._reduce_exact, buffer, warmup)
         else:
             # A counter that no other bucket of the whole run has.
             counter = (self.step << 20) + bucket.index()
