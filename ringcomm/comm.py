@@ -10,7 +10,8 @@ from typing import Any
 
 from ringcomm import _core, env
 from ringcomm.arrays import ArrayView, contiguous_copy, copy_back, empty_like, view
-from ringcomm.codecs import Codec, codec as parse_codec
+from ringcomm.codecs import Codec
+from ringcomm.codecs import codec as parse_codec
 from ringcomm.errors import UsageError
 from ringcomm.plan import Plan, choose
 from ringcomm.rendezvous import Endpoints, boot_id, rendezvous

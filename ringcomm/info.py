@@ -72,7 +72,9 @@ def render(sections: dict[str, dict[str, Any]]) -> str:
         lines.append(title)
         names = facts if title == "environment" else {key.replace("_", " "): key for key in facts}
         width = max([16, *map(len, names)])
-        lines += [f"  {name:<{width}} {value}" for name, value in zip(names, facts.values(), strict=True)]
+        lines += [
+            f"  {name:<{width}} {value}" for name, value in zip(names, facts.values(), strict=True)
+        ]
     return "\n".join(lines)
 
 

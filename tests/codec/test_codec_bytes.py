@@ -2,12 +2,12 @@
 
 import itertools
 
-import codec_calls
 import numpy as np
 import pytest
-from codec_calls import CODECS, DTYPE_OF, awkward_values
 
 from ringcomm import _core, errors, reference
+from tests.codec import codec_calls
+from tests.codec.codec_calls import CODECS, DTYPE_OF, awkward_values
 
 SIZES = (0, 1, 31, 32, 33, 1000, 4096 + 7)
 BLOCK_CODECS = ("int8", "int4")
