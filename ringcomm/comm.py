@@ -26,7 +26,7 @@ _NUM_BUFFERS = 4
 _DEFAULT_PORT = 29433
 _OPS: dict[str, int] = _core.OPS
 _REDUCE_OPS: dict[str, int] = _core.REDUCE_OPS
-_ALGOS: dict[str | None, int] = {None: -1, **_core.ALGOS}
+_ALGOS: dict[str | None, int] = {None: -1} | dict(_core.ALGOS.items())
 _FLOAT32: int = _core.DTYPES["float32"]
 _ALL_REDUCE = _OPS["all_reduce"]
 
@@ -309,7 +309,9 @@ class Communicator:
 
     # -- about --
 
-    def explain(self, num_bytes: int, op: str = "all_reduce", codec: str | Codec | None = None) -> Plan:
+    def explain(
+        self, num_bytes: int, op: str = "all_reduce", codec: str | Codec | None = None
+    ) -> Plan:
         """What a call on ``num_bytes`` bytes per rank would do, and why. Sends nothing."""
         compress = parse_codec("none" if codec is None else codec)
         return choose(op, num_bytes, self.world_size, compress, self._core.inline_bytes)
@@ -474,7 +476,9 @@ def init(
         group = _default_torch_group()
     if group is not None:
         if store is not None or rank is not None or world_size is not None:
-            raise UsageError("with group=, leave out store, rank and world_size: the group has them")
+            raise UsageError(
+                "with group=, leave out store, rank and world_size: the group has them"
+            )
         rank, world_size, store = _meet_through_group(group, seconds)
     else:
         info = env.rank_info()
@@ -579,14 +583,15 @@ def _default_store(rank: int, world_size: int, seconds: float) -> Store:
     port = env.get("MASTER_PORT") or _DEFAULT_PORT
     if env.get("TORCHELASTIC_USE_AGENT_STORE"):
         # torchrun's agent serves a torch store at this address already.
-        from torch.distributed import TCPStore as TorchStore
+        import torch.distributed as dist
 
         key = (host, port)
         if key not in _agent_stores:
-            _agent_stores[key] = TorchStore(
+            _agent_stores[key] = dist.TCPStore(  # type: ignore[attr-defined]
                 host, port, world_size, is_master=False, timeout=timedelta(seconds=seconds)
             )
-        return _agent_stores[key]
+        agent_store: Store = _agent_stores[key]
+        return agent_store
     return shared_store(host, port, is_server=rank == 0, timeout=seconds)
 
 
