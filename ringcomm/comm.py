@@ -115,6 +115,7 @@ class Communicator:
         *,
         residual: Any = None,
         owner_residual: Any = None,
+        step: int | None = None,
         tag: str = "",
     ) -> Any:
         """Reduces ``x`` over all ranks, in place.
@@ -131,6 +132,7 @@ class Communicator:
             residual: Error feedback for ``codec``: contiguous float32 array with as many elements
                 as ``x``, added before encoding; holds afterwards what the encoding lost.
             owner_residual: The same for the sums; a rank touches the elements that it owns.
+            step: Counter of stochastic rounding, the same on all ranks; None counts encoded calls.
             tag: Up to 24 characters that must agree on all ranks and appear in errors.
 
         Returns:
@@ -174,7 +176,8 @@ class Communicator:
                 async_op,
             )
         else:
-            self._encoded_calls += 1
+            if step is None:
+                step = self._encoded_calls = self._encoded_calls + 1
             core = self._core.all_reduce_encoded(
                 target.ptr,
                 target.ptr,
@@ -185,7 +188,7 @@ class Communicator:
                 compress.down,
                 compress.rounding == "stochastic",
                 compress.seed,
-                self._encoded_calls,
+                step,
                 _residual_pointer(residual, target.num_elems, "residual"),
                 _residual_pointer(owner_residual, target.num_elems, "owner_residual"),
                 algo_id,
