@@ -86,6 +86,8 @@ template <int kBits, bool kStochastic>
 void encode_block(const float* values, float scale, float inverse, RandomKey key, uint32_t index, uint8_t* wire,
                   float* __restrict residual) {
   alignas(64) float codes[kBlockElems];
+  __builtin_prefetch(values + kGroupElems);
+  __builtin_prefetch(values + kGroupElems + 16);
   for (int i = 0; i < kBlockElems; ++i) {
     codes[i] = kStochastic
                    ? stochastic_code<kBits>(values[i], inverse, uniform_of(key, index + static_cast<uint32_t>(i)))
