@@ -162,14 +162,6 @@ def encode_cast(codec: str, values: Float32) -> Bytes:
     return narrow(values, np.uint16 if codec == "bf16" else np.float16).view(np.uint8)
 
 
-def largest_scale(codec: str) -> int:
-    """The largest bfloat16 whose product with the largest code is finite in float32."""
-    every_scale = np.arange(0x7F80, dtype=np.uint16)
-    with np.errstate(over="ignore"):
-        product = bfloat16_to_float32(every_scale) * np.float32(LARGEST_CODE[codec])
-    return int(every_scale[np.isfinite(product)][-1])
-
-
 def encode_blocks(codec: str, values: Float32, draw: Draw | None) -> Bytes:
     largest_code = np.float32(LARGEST_CODE[codec])
     num_blocks = -(-len(values) // BLOCK_ELEMS)
@@ -179,7 +171,6 @@ def encode_blocks(codec: str, values: Float32, draw: Draw | None) -> Bytes:
     # One scale per block; 0 if it would be below the smallest normal number, NaN if a value is not finite.
     absmax = np.abs(blocks).max(axis=1, initial=0)  # a NaN comes out as NaN
     scale_bits = float32_to_bfloat16(absmax * (np.float32(1) / largest_code))
-    scale_bits = np.minimum(scale_bits, np.uint16(largest_scale(codec)))
     scale_bits[scale_bits < SMALLEST_NORMAL_SCALE] = 0
     finite = np.isfinite(absmax)
     scale_bits[~finite] = NAN_SCALE

@@ -174,6 +174,30 @@ def test_one_nan_or_infinity_makes_its_block_nan_and_keeps_its_residual(codec):
         assert (residual[:32] != 0.25).all()
 
 
+def test_stochastic_rounding_floors_sums_that_round_to_an_integer():
+    # Close to 127 a sum with a number just below 1 rounds up to an integer about once in 2^18 times.
+    values = np.random.default_rng(9).uniform(126, 127, 1 << 20).astype(np.float32)
+    values[::32] = 127
+    draw = reference.Draw(seed=11)
+    assert_same(
+        codec_calls.encode("int8", values, draw=draw), reference.encode("int8", values, draw=draw)
+    )
+
+
+@pytest.mark.parametrize("codec", BLOCK_CODECS)
+def test_the_largest_numbers_survive(codec):
+    largest = np.finfo(np.float32).max
+    values = np.array([largest, -largest] * 16, np.float32)
+    residual = np.zeros(32, np.float32)
+    draw = reference.Draw(seed=1)
+    for chosen in (None, draw):
+        decoded = codec_calls.decode(codec, codec_calls.encode(codec, values, residual, chosen), 32)
+        assert np.isfinite(decoded).all()
+        assert np.isfinite(residual).all()
+        np.testing.assert_allclose(decoded, values, rtol=0.005)
+        residual[:] = 0
+
+
 def test_stochastic_rounding_is_unbiased():
     num_elems, rounds = 4096, 200
     rng = np.random.default_rng(8)
