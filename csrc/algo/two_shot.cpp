@@ -132,6 +132,7 @@ class EncodedShots : public Segments {
   void stage(int64_t segment) {
     for (int owner = 0; owner < group_.world_size(); ++owner) {
       const Range range = chunk(segment, owner);
+      if (range.count() == 0) continue;
       const int64_t first = first_elem(segment, range);
       cpu::encode(codec_.up, encode_args(input(first), call_.dtype, range.count(), wire(group_.rank(), segment, owner),
                                          at(codec_.residual, first), static_cast<uint32_t>(group_.rank()), first));
@@ -141,6 +142,7 @@ class EncodedShots : public Segments {
 
   void reduce(int64_t segment) {
     const Range range = chunk(segment, group_.rank());
+    if (range.count() == 0) return;
     const int64_t first = first_elem(segment, range);
     for (int peer = 0; peer < group_.world_size(); ++peer) {
       cpu::decode_add(codec_.up, wire(peer, segment, group_.rank()), range.count(), accumulator_, peer == 0);

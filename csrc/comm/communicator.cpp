@@ -226,9 +226,8 @@ OpStats Communicator::execute(const Collective& call, const Descriptor& descript
     try {
       group_->begin(descriptor);
       stats.bytes_sent = static_cast<uint64_t>(dispatch(call));
-    } catch (const Error&) {
-      throw;  // the group's fault: all ranks raise it
     } catch (const std::exception& error) {
+      // Usually the group's fault, which fail() throws again. Anything else would leave the peers waiting.
       group_->fail(Error(ErrorKind::aborted,
                          concat("rank ", rank_, " failed inside ", group_->describe_current(), ": ", error.what(),
                                 ". The communicator is lost."),
