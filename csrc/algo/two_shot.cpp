@@ -23,9 +23,6 @@
 namespace ringcomm {
 namespace {
 
-// `rank` of the counter-based random numbers that round sums: the same whoever owns the chunk.
-constexpr uint32_t kOwnerRandomStream = 0xFFFFFFFFu;
-
 // Steps in the order in which a rank publishes them: staged(1) reduced(0) staged(2) reduced(1) ...
 constexpr uint32_t staged(int64_t segment) { return static_cast<uint32_t>(2 * segment - 1); }
 constexpr uint32_t reduced(int64_t segment) { return static_cast<uint32_t>(2 * segment + 2); }
@@ -135,6 +132,7 @@ class EncodedShots : public Segments {
   void stage(int64_t segment) {
     for (int owner = 0; owner < group_.world_size(); ++owner) {
       const Range range = chunk(segment, owner);
+      if (range.count() == 0) continue;
       const int64_t first = first_elem(segment, range);
       cpu::encode(codec_.up, encode_args(input(first), call_.dtype, range.count(), wire(group_.rank(), segment, owner),
                                          at(codec_.residual, first), static_cast<uint32_t>(group_.rank()), first));
@@ -144,6 +142,7 @@ class EncodedShots : public Segments {
 
   void reduce(int64_t segment) {
     const Range range = chunk(segment, group_.rank());
+    if (range.count() == 0) return;
     const int64_t first = first_elem(segment, range);
     for (int peer = 0; peer < group_.world_size(); ++peer) {
       cpu::decode_add(codec_.up, wire(peer, segment, group_.rank()), range.count(), accumulator_, peer == 0);
@@ -153,7 +152,7 @@ class EncodedShots : public Segments {
     }
     cpu::encode(codec_.down,
                 encode_args(accumulator_, DType::float32, range.count(), group_.result_buffer(group_.rank(), segment),
-                            at(codec_.owner_residual, first), kOwnerRandomStream, first));
+                            at(codec_.owner_residual, first), owner_random_stream(), first));
     bytes_sent_ += static_cast<int64_t>(wire_bytes(codec_.down, range.count())) * (group_.world_size() - 1);
   }
 
@@ -170,6 +169,8 @@ class EncodedShots : public Segments {
   uint8_t* wire(int rank, int64_t segment, int owner) const {
     return group_.input_buffer(rank, segment) + owner * chunk_wire_bytes_;
   }
+  // `rank` of the random numbers that round sums: no rank's own, and the same whoever owns the chunk.
+  uint32_t owner_random_stream() const { return static_cast<uint32_t>(group_.world_size()); }
   static float* at(float* values, int64_t elem) { return values == nullptr ? nullptr : values + elem; }
   EncodeArgs encode_args(const void* input, DType dtype, int64_t num_elems, uint8_t* wire, float* residual,
                          uint32_t random_stream, int64_t first) const {
