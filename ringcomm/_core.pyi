@@ -1,4 +1,147 @@
-"""The C++ core. Hand-written; `make lint` compares it with the built module (stubtest)."""
+"""The C++ core. Hand-written; `make lint` compares it with the built module (stubtest).
+
+Pointers are addresses as integers; dtypes, operators, codecs and algorithms are the integers of the
+tables below. Nothing here checks that an address is valid: the Python modules on top do.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+# -- kernels --
+
+CODEC_FORMAT_VERSION: int
+CODECS: dict[str, int]
+DTYPES: dict[str, int]
+REDUCE_OPS: dict[str, int]
+
+def codec_name(codec: int) -> str: ...
+def bits_per_value(codec: int) -> float: ...
+def wire_bytes(codec: int, num_elems: int) -> int: ...
+def encode(
+    codec: int,
+    input_ptr: int,
+    input_dtype: int,
+    num_elems: int,
+    wire_ptr: int,
+    residual_ptr: int = 0,
+    stochastic: bool = False,
+    seed: int = 0,
+    step: int = 0,
+    rank: int = 0,
+    first_elem: int = 0,
+) -> None: ...
+def decode(
+    codec: int, wire_ptr: int, num_elems: int, output_ptr: int, output_dtype: int
+) -> None: ...
+def decode_add(
+    codec: int, wire_ptr: int, num_elems: int, accumulator_ptr: int, first: bool = False
+) -> None: ...
+def divide(values_ptr: int, num_elems: int, divisor: float) -> None: ...
+def reduce(
+    dtype: int,
+    op: int,
+    input_ptrs: Sequence[int],
+    num_elems: int,
+    output_ptr: int,
+    second_output_ptr: int = 0,
+) -> None: ...
+def reduce_hop(
+    dtype: int,
+    op: int,
+    accumulator_in_ptr: int,
+    input_ptr: int,
+    accumulator_ptr: int,
+    num_elems: int,
+) -> None: ...
+def finish_hops(
+    dtype: int, op: int, accumulator_ptr: int, num_inputs: int, output_ptr: int, num_elems: int
+) -> None: ...
+def is_zero(ptr: int, num_bytes: int) -> bool: ...
+
+# -- arrays of other libraries --
+
+def dlpack_view(
+    capsule: Any,
+) -> tuple[int, int, int, int, tuple[int, ...], tuple[int, ...], bool, bool, int, int]: ...
+def array_struct_view(capsule: Any) -> tuple[int, int]: ...
+
+# -- communicator --
+
+OPS: dict[str, int]
+ALGOS: dict[str, int]
+MAX_RANKS: int
+SHARED_LAYOUT_VERSION: int
+
+def control_bytes(world_size: int) -> int: ...
+def staging_bytes(buffer_bytes: int) -> int: ...
+def create_segment(name: str, num_bytes: int) -> int: ...
+def format_control(control_fd: int, world_size: int) -> None: ...
+def choose_algo(
+    op: int, num_bytes: int, world_size: int, has_codec: bool, inline_bytes: int
+) -> tuple[str, str, int]: ...
+
+class Work:
+    def done(self) -> bool: ...
+    def wait(self, timeout: float = -1.0) -> bool: ...
+
+class Communicator:
+    def __init__(
+        self,
+        *,
+        rank: int,
+        world_size: int,
+        name: str,
+        timeout_s: float,
+        buffer_bytes: int,
+        num_cores: int,
+        control_fd: int,
+        staging_fds: Sequence[int],
+        pidfds: Sequence[int],
+        pids: Sequence[int],
+    ) -> None: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world_size(self) -> int: ...
+    @property
+    def inline_bytes(self) -> int: ...
+    def collective(
+        self,
+        op: int,
+        input: int,
+        output: int,
+        count: int,
+        dtype: int,
+        reduce_op: int = 0,
+        root: int = -1,
+        algo: int = -1,
+        tag: str = "",
+        async_op: bool = False,
+    ) -> Work | None: ...
+    def all_reduce_encoded(
+        self,
+        input: int,
+        output: int,
+        count: int,
+        dtype: int,
+        reduce_op: int,
+        up: int,
+        down: int,
+        stochastic: bool = False,
+        seed: int = 0,
+        step: int = 0,
+        residual: int = 0,
+        owner_residual: int = 0,
+        algo: int = -1,
+        tag: str = "",
+        async_op: bool = False,
+    ) -> Work | None: ...
+    def stats(self) -> dict[str, dict[str, float]]: ...
+    def reset_stats(self) -> None: ...
+    def abort(self, reason: str) -> None: ...
+    def close(self) -> None: ...
+
+# -- this machine --
 
 def simd_level() -> str: ...
 def best_simd_level() -> str: ...

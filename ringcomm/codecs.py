@@ -15,7 +15,7 @@ spec       bits up        bits down      error feedback by default
 ``int4/4`` 4.5            4.5            yes, also at the owner (see ``down_codec``)
 ========== ============== ============== =================================================
 
-Wire format: blocks of 32 values with one fp16 absmax scale, see ``csrc/wire/codec_format.h``.
+Wire format: blocks of 32 values with one bfloat16 scale, see ``csrc/wire/codec_format.h``.
 Nothing here needs torch.
 """
 

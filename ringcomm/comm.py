@@ -10,7 +10,8 @@ from typing import Any
 
 from ringcomm import _core, env
 from ringcomm.arrays import ArrayView, contiguous_copy, copy_back, empty_like, view
-from ringcomm.codecs import Codec, codec as parse_codec
+from ringcomm.codecs import Codec
+from ringcomm.codecs import codec as parse_codec
 from ringcomm.errors import UsageError
 from ringcomm.plan import Plan, choose
 from ringcomm.rendezvous import Endpoints, boot_id, rendezvous
@@ -25,7 +26,7 @@ _NUM_BUFFERS = 4
 _DEFAULT_PORT = 29433
 _OPS: dict[str, int] = _core.OPS
 _REDUCE_OPS: dict[str, int] = _core.REDUCE_OPS
-_ALGOS: dict[str | None, int] = {None: -1, **_core.ALGOS}
+_ALGOS: dict[str | None, int] = {None: -1} | dict(_core.ALGOS.items())
 _FLOAT32: int = _core.DTYPES["float32"]
 _ALL_REDUCE = _OPS["all_reduce"]
 
@@ -114,6 +115,7 @@ class Communicator:
         *,
         residual: Any = None,
         owner_residual: Any = None,
+        step: int | None = None,
         tag: str = "",
     ) -> Any:
         """Reduces ``x`` over all ranks, in place.
@@ -130,6 +132,7 @@ class Communicator:
             residual: Error feedback for ``codec``: contiguous float32 array with as many elements
                 as ``x``, added before encoding; holds afterwards what the encoding lost.
             owner_residual: The same for the sums; a rank touches the elements that it owns.
+            step: Counter of stochastic rounding, the same on all ranks; None counts encoded calls.
             tag: Up to 24 characters that must agree on all ranks and appear in errors.
 
         Returns:
@@ -173,7 +176,8 @@ class Communicator:
                 async_op,
             )
         else:
-            self._encoded_calls += 1
+            if step is None:
+                step = self._encoded_calls = self._encoded_calls + 1
             core = self._core.all_reduce_encoded(
                 target.ptr,
                 target.ptr,
@@ -184,7 +188,7 @@ class Communicator:
                 compress.down,
                 compress.rounding == "stochastic",
                 compress.seed,
-                self._encoded_calls,
+                step,
                 _residual_pointer(residual, target.num_elems, "residual"),
                 _residual_pointer(owner_residual, target.num_elems, "owner_residual"),
                 algo_id,
@@ -308,7 +312,9 @@ class Communicator:
 
     # -- about --
 
-    def explain(self, num_bytes: int, op: str = "all_reduce", codec: str | Codec | None = None) -> Plan:
+    def explain(
+        self, num_bytes: int, op: str = "all_reduce", codec: str | Codec | None = None
+    ) -> Plan:
         """What a call on ``num_bytes`` bytes per rank would do, and why. Sends nothing."""
         compress = parse_codec("none" if codec is None else codec)
         return choose(op, num_bytes, self.world_size, compress, self._core.inline_bytes)
@@ -473,7 +479,9 @@ def init(
         group = _default_torch_group()
     if group is not None:
         if store is not None or rank is not None or world_size is not None:
-            raise UsageError("with group=, leave out store, rank and world_size: the group has them")
+            raise UsageError(
+                "with group=, leave out store, rank and world_size: the group has them"
+            )
         rank, world_size, store = _meet_through_group(group, seconds)
     else:
         info = env.rank_info()
@@ -578,14 +586,15 @@ def _default_store(rank: int, world_size: int, seconds: float) -> Store:
     port = env.get("MASTER_PORT") or _DEFAULT_PORT
     if env.get("TORCHELASTIC_USE_AGENT_STORE"):
         # torchrun's agent serves a torch store at this address already.
-        from torch.distributed import TCPStore as TorchStore
+        import torch.distributed as dist
 
         key = (host, port)
         if key not in _agent_stores:
-            _agent_stores[key] = TorchStore(
+            _agent_stores[key] = dist.TCPStore(  # type: ignore[attr-defined]
                 host, port, world_size, is_master=False, timeout=timedelta(seconds=seconds)
             )
-        return _agent_stores[key]
+        agent_store: Store = _agent_stores[key]
+        return agent_store
     return shared_store(host, port, is_server=rank == 0, timeout=seconds)
 
 

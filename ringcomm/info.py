@@ -1,6 +1,7 @@
 """``python -m ringcomm.info``: how this copy was built and what it finds here. Paste it into bug reports.
 
-``--json`` prints the same as JSON, ``--build`` only the build summary.
+``--json`` prints the same as JSON, ``--build`` only the build summary, ``--variables`` a Markdown table
+of all environment variables.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ringcomm import env
 from ringcomm._version import __version__
 from ringcomm.errors import RingcommError
 
-__all__ = ["build_info", "collect", "main", "render"]
+__all__ = ["build_info", "collect", "main", "render", "variables_table"]
 
 # Variables of others that change what ringcomm sees.
 _FOREIGN_VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "TORCH_CUDA_ARCH_LIST")
@@ -60,11 +61,7 @@ def collect() -> dict[str, dict[str, Any]]:
             "pidfd": _or_reason(_pidfd),
         },
         "cuda": _cuda(str(build.get("cuda_archs", ""))),
-        "environment": {
-            name: os.environ[name]
-            for name in (*env.VARIABLES, *_FOREIGN_VARIABLES)
-            if name in os.environ
-        },
+        "environment": _environment(),
     }
 
 
@@ -73,10 +70,32 @@ def render(sections: dict[str, dict[str, Any]]) -> str:
     lines = []
     for title, facts in sections.items():
         lines.append(title)
-        lines += [f"  {key.replace('_', ' '):<16} {value}" for key, value in facts.items()]
-        if not facts:
-            lines.append("  nothing set")
+        names = facts if title == "environment" else {key.replace("_", " "): key for key in facts}
+        width = max([16, *map(len, names)])
+        lines += [
+            f"  {name:<{width}} {value}" for name, value in zip(names, facts.values(), strict=True)
+        ]
     return "\n".join(lines)
+
+
+def variables_table() -> str:
+    """The table of environment variables in Markdown, as the README shows it."""
+    rows: list[tuple[str, ...]] = [("variable", "value", "default", "meaning"), ("---",) * 4]
+    rows += [
+        (f"`{name}`", allowed.replace("|", "or"), *rest) for name, allowed, *rest in env.table()
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _environment() -> dict[str, str]:
+    """Our own variables, set or not, and those of others that are set."""
+    own = {
+        name: "not set" if variable.default is None else f"{variable.default} (default)"
+        for name, variable in env.VARIABLES.items()
+        if name.startswith("RINGCOMM_")
+    }
+    seen = (*env.VARIABLES, *_FOREIGN_VARIABLES)
+    return own | {name: os.environ[name] for name in seen if os.environ.get(name)}
 
 
 def _version_of(package: str) -> str:
@@ -174,7 +193,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ringcomm.info", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--build", action="store_true", help="print only the build summary")
+    parser.add_argument("--variables", action="store_true", help="print the table of variables")
     options = parser.parse_args(arguments)
+    if options.variables:
+        print(variables_table())
+        return 0
     sections = {"build": build_info()} if options.build else collect()
     print(json.dumps(sections, indent=2) if options.json else render(sections))
     return 0

@@ -19,6 +19,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ringcomm import _core, errors
 from ringcomm._version import __version__
@@ -26,6 +27,7 @@ from ringcomm.store import Store, get_before
 
 __all__ = ["Endpoints", "boot_id", "rendezvous"]
 
+Message = dict[str, Any]
 _LENGTH = struct.Struct("<I")
 _MAX_MESSAGE = 64 * 1024
 _FDS_PER_MESSAGE = 64  # the kernel takes 253
@@ -58,7 +60,14 @@ def boot_id() -> str:
 
 
 def rendezvous(
-    store: Store, rank: int, world_size: int, *, prefix: str, name: str, timeout: float, buffer_bytes: int
+    store: Store,
+    rank: int,
+    world_size: int,
+    *,
+    prefix: str,
+    name: str,
+    timeout: float,
+    buffer_bytes: int,
 ) -> Endpoints:
     """Meets the other ranks; collective. Blocks until all have come, at most ``timeout`` seconds.
 
@@ -161,7 +170,7 @@ class _Host:
                 _send_endpoints(connection, endpoints, self.deadline)
             return endpoints
         except BaseException as error:
-            verdict = {"error": str(error), "class": "RingcommError", "rank": None}
+            verdict: Message = {"error": str(error), "class": "RingcommError", "rank": None}
             if isinstance(error, errors.RingcommError):
                 verdict.update({"class": type(error).__name__, "rank": error.rank})
             for connection in connections.values():
@@ -175,16 +184,18 @@ class _Host:
             for connection in connections.values():
                 connection.close()
 
-    def _publish(self, verdict: dict[str, object]) -> None:
+    def _publish(self, verdict: Message) -> None:
         self.store.set(f"{self.prefix}/verdict", json.dumps(verdict).encode())
 
-    def _read_hellos(self) -> list[dict]:
-        hellos: list[dict] = []
+    def _read_hellos(self) -> list[Message]:
+        hellos: list[Message] = []
         missing: list[int] = []
         for rank in range(self.world_size):
             try:
                 # Once the deadline is over, only those that are there already still count.
-                hellos.append(json.loads(get_before(self.store, f"{self.prefix}/hello/{rank}", self.deadline)))
+                hellos.append(
+                    json.loads(get_before(self.store, f"{self.prefix}/hello/{rank}", self.deadline))
+                )
             except errors.DeadlineError:
                 missing.append(rank)
         if missing:
@@ -253,7 +264,9 @@ class _Host:
     def _admit(self, connection: socket.socket, received: list[int]) -> tuple[int, int, int] | None:
         """Returns (rank, staging fd, pidfd) of a member of this group, None for a stranger."""
         connection.settimeout(max(1.0, self.deadline - time.monotonic()))
-        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        credentials = connection.getsockopt(
+            socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
+        )
         _, uid, _ = struct.unpack("3i", credentials)
         if uid != os.getuid():
             return None
@@ -291,7 +304,14 @@ _SPANS_HOSTS = (
 
 
 def _join(
-    store: Store, rank: int, prefix: str, name: str, deadline: float, timeout: float, staging_fd: int, pidfd: int
+    store: Store,
+    rank: int,
+    prefix: str,
+    name: str,
+    deadline: float,
+    timeout: float,
+    staging_fd: int,
+    pidfd: int,
 ) -> Endpoints:
     try:
         # Rank 0 reports missing ranks at its own deadline, which may have begun a little later.
@@ -322,7 +342,7 @@ def _join(
         raise lost from problem
 
 
-def _raise_if_error(message: dict) -> None:
+def _raise_if_error(message: Message) -> None:
     if "error" not in message:
         return
     error: errors.RingcommError = getattr(errors, message["class"])(message["error"])
@@ -333,12 +353,12 @@ def _raise_if_error(message: dict) -> None:
 # ---- messages: 4 bytes length, JSON; descriptors ride along --------------------------------------
 
 
-def _send(connection: socket.socket, message: dict, fds: list[int] | None = None) -> None:
+def _send(connection: socket.socket, message: Message, fds: list[int] | None = None) -> None:
     body = json.dumps(message).encode()
     socket.send_fds(connection, [_LENGTH.pack(len(body)) + body], fds or [])
 
 
-def _receive(connection: socket.socket) -> tuple[dict, list[int]]:
+def _receive(connection: socket.socket) -> tuple[Message, list[int]]:
     fds = array.array("i")
     space = socket.CMSG_SPACE(_FDS_PER_MESSAGE * fds.itemsize)
     data, ancillary, _, _ = connection.recvmsg(_LENGTH.size, space, socket.MSG_CMSG_CLOEXEC)
@@ -369,8 +389,14 @@ def _read_some(connection: socket.socket, num_bytes: int) -> bytes:
 def _send_endpoints(connection: socket.socket, endpoints: Endpoints, deadline: float) -> None:
     connection.settimeout(max(1.0, deadline - time.monotonic()))
     has_pidfd = [fd >= 0 for fd in endpoints.pidfds]
-    fds = [endpoints.control_fd, *endpoints.staging_fds, *(fd for fd in endpoints.pidfds if fd >= 0)]
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died: its pidfd tells everyone
+    fds = [
+        endpoints.control_fd,
+        *endpoints.staging_fds,
+        *(fd for fd in endpoints.pidfds if fd >= 0),
+    ]
+    with contextlib.suppress(
+        BrokenPipeError, ConnectionResetError
+    ):  # it died: its pidfd tells everyone
         for first in range(0, len(fds), _FDS_PER_MESSAGE):
             _send(
                 connection,

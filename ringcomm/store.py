@@ -140,7 +140,9 @@ class TCPStore:
                 found: bytes | None = b""
             else:
                 found = self._wait_for(key, min(seconds, 24 * 3600.0))
-            connection.sendall(struct.pack("<i", -1 if found is None else len(found)) + (found or b""))
+            connection.sendall(
+                struct.pack("<i", -1 if found is None else len(found)) + (found or b"")
+            )
 
     # -- client --
 
@@ -172,7 +174,9 @@ def _listen(host: str, port: int) -> socket.socket:
 def _connect(host: str, port: int, deadline: float) -> socket.socket:
     while True:
         try:
-            return socket.create_connection((host, port), timeout=max(0.05, deadline - time.monotonic()))
+            return socket.create_connection(
+                (host, port), timeout=max(0.05, deadline - time.monotonic())
+            )
         except OSError as error:
             if time.monotonic() >= deadline:
                 raise DeadlineError(

@@ -27,7 +27,8 @@ int64_t ring_all_reduce(ShmGroup& group, const Collective& call) {
   const int64_t partial_bytes = static_cast<int64_t>(dtype_size(cpu::accumulator_dtype(call.dtype)));
   const int64_t granule = static_cast<int64_t>(kCacheLine) / elem_bytes;
   const int64_t hops = world_size - 1;
-  const int64_t max_chunk = std::max<int64_t>(1, 2 * group.buffer_bytes() / (world_size * partial_bytes) / granule) * granule;
+  const int64_t max_chunk =
+      std::max<int64_t>(1, 2 * group.buffer_bytes() / (world_size * partial_bytes) / granule) * granule;
   const int64_t segment_elems = max_chunk * world_size;
   const int64_t num_segments = std::max<int64_t>(1, ceil_div(call.count, segment_elems));
   // Steps of one segment: hops partial sums, the finished chunk, hops finished chunks passed on.

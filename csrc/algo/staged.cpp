@@ -73,8 +73,8 @@ int64_t staged_all_gather(ShmGroup& group, const Collective& call) {
 int64_t staged_reduce_scatter(ShmGroup& group, const Collective& call) {
   const int world_size = group.world_size();
   const int64_t elem_bytes = static_cast<int64_t>(dtype_size(call.dtype));
-  const int64_t piece_elems = std::max<int64_t>(1, round_down(group.buffer_bytes() / elem_bytes / world_size,
-                                                              static_cast<int64_t>(kCacheLine) / elem_bytes));
+  const int64_t piece_elems = std::max<int64_t>(
+      1, round_down(group.buffer_bytes() / elem_bytes / world_size, static_cast<int64_t>(kCacheLine) / elem_bytes));
   const int64_t num_segments = ceil_div(call.count, piece_elems);
   const auto source = [&](int owner, int64_t first) {
     return bytes_at(call.input, (owner * call.count + first) * elem_bytes);
@@ -94,9 +94,8 @@ int64_t staged_reduce_scatter(ShmGroup& group, const Collective& call) {
     std::array<const void*, kMaxRanks> inputs;
     for (int peer = 0; peer < world_size; ++peer) {
       inputs[static_cast<size_t>(peer)] =
-          peer == group.rank()
-              ? source(peer, first)
-              : group.input_buffer(peer, segment) + group.rank() * piece_elems * elem_bytes;
+          peer == group.rank() ? source(peer, first)
+                               : group.input_buffer(peer, segment) + group.rank() * piece_elems * elem_bytes;
     }
     cpu::reduce(call.dtype, call.reduce_op,
                 ReduceArgs{inputs.data(), world_size, elems, bytes_at(call.output, first * elem_bytes), nullptr});

@@ -105,9 +105,8 @@ class ExactShots : public Segments {
     const int64_t first = first_elem(segment, range);
     std::array<const void*, kMaxRanks> inputs;
     for (int peer = 0; peer < group_.world_size(); ++peer) {
-      inputs[static_cast<size_t>(peer)] = peer == group_.rank()
-                                              ? input(first)
-                                              : group_.input_buffer(peer, segment) + range.begin * elem_bytes_;
+      inputs[static_cast<size_t>(peer)] =
+          peer == group_.rank() ? input(first) : group_.input_buffer(peer, segment) + range.begin * elem_bytes_;
     }
     cpu::reduce(call_.dtype, call_.reduce_op,
                 ReduceArgs{inputs.data(), group_.world_size(), range.count(), output(first),
@@ -119,8 +118,7 @@ class ExactShots : public Segments {
     for (int step = 1; step < group_.world_size(); ++step) {
       const int owner = (group_.rank() + step) % group_.world_size();
       const Range range = chunk(segment, owner);
-      copy_bytes(output(first_elem(segment, range)), group_.result_buffer(owner, segment),
-                 range.count() * elem_bytes_);
+      copy_bytes(output(first_elem(segment, range)), group_.result_buffer(owner, segment), range.count() * elem_bytes_);
     }
   }
 };

@@ -38,8 +38,11 @@ RC_HD float float16_to_float(uint16_t half) {
   const uint32_t normal = (magnitude << 13) + 0x38000000u;
   const uint32_t subnormal = float_bits(static_cast<float>(static_cast<int32_t>(magnitude)) * 5.9604644775390625e-8f);  // 2^-24
   const uint32_t special = (magnitude << 13) | 0x7F800000u | (magnitude > 0x7C00u ? 0x00400000u : 0u);
-  uint32_t result = magnitude < 0x0400u ? subnormal : normal;
-  result = magnitude >= 0x7C00u ? special : result;
+  // Masks, not selects: GCC would turn selects into jumps and leave the loop scalar.
+  const uint32_t is_subnormal = 0u - static_cast<uint32_t>(magnitude < 0x0400u);
+  const uint32_t is_special = 0u - static_cast<uint32_t>(magnitude >= 0x7C00u);
+  const uint32_t finite = (subnormal & is_subnormal) | (normal & ~is_subnormal);
+  const uint32_t result = (special & is_special) | (finite & ~is_special);
   return bits_float(sign | result);
 }
 

@@ -98,24 +98,25 @@ void bind_comm(py::module_& module) {
       .def("wait", &Work::wait, py::arg("timeout") = -1.0, py::call_guard<py::gil_scoped_release>());
 
   py::class_<Communicator>(module, "Communicator")
-      .def(py::init([](int rank, int world_size, std::string name, double timeout_s, int64_t buffer_bytes, int num_cores,
-                       int control_fd, std::vector<int> staging_fds, std::vector<int> pidfds, std::vector<int> pids) {
-             GroupConfig config;
-             config.rank = rank;
-             config.world_size = world_size;
-             config.name = std::move(name);
-             config.timeout_s = timeout_s;
-             config.buffer_bytes = buffer_bytes;
-             config.num_cores = num_cores;
-             config.control_fd = control_fd;
-             config.staging_fds = std::move(staging_fds);
-             config.pidfds = std::move(pidfds);
-             config.pids = std::move(pids);
-             return std::make_unique<Communicator>(config);
-           }),
-           py::kw_only(), py::arg("rank"), py::arg("world_size"), py::arg("name"), py::arg("timeout_s"),
-           py::arg("buffer_bytes"), py::arg("num_cores"), py::arg("control_fd"), py::arg("staging_fds"),
-           py::arg("pidfds"), py::arg("pids"))
+      .def(
+          py::init([](int rank, int world_size, std::string name, double timeout_s, int64_t buffer_bytes, int num_cores,
+                      int control_fd, std::vector<int> staging_fds, std::vector<int> pidfds, std::vector<int> pids) {
+            GroupConfig config;
+            config.rank = rank;
+            config.world_size = world_size;
+            config.name = std::move(name);
+            config.timeout_s = timeout_s;
+            config.buffer_bytes = buffer_bytes;
+            config.num_cores = num_cores;
+            config.control_fd = control_fd;
+            config.staging_fds = std::move(staging_fds);
+            config.pidfds = std::move(pidfds);
+            config.pids = std::move(pids);
+            return std::make_unique<Communicator>(config);
+          }),
+          py::kw_only(), py::arg("rank"), py::arg("world_size"), py::arg("name"), py::arg("timeout_s"),
+          py::arg("buffer_bytes"), py::arg("num_cores"), py::arg("control_fd"), py::arg("staging_fds"),
+          py::arg("pidfds"), py::arg("pids"))
       .def_property_readonly("rank", &Communicator::rank)
       .def_property_readonly("world_size", &Communicator::world_size)
       .def_property_readonly("inline_bytes", &Communicator::inline_bytes)
@@ -133,8 +134,8 @@ void bind_comm(py::module_& module) {
           [](Communicator& comm, uintptr_t input, uintptr_t output, int64_t count, int dtype, int reduce_op, int up,
              int down, bool stochastic, uint64_t seed, uint64_t step, uintptr_t residual, uintptr_t owner_residual,
              int algo, const std::string& tag, bool async_op) {
-            Request request = make_request(static_cast<int>(OpKind::all_reduce), input, output, count, dtype, reduce_op,
-                                           -1, algo);
+            Request request =
+                make_request(static_cast<int>(OpKind::all_reduce), input, output, count, dtype, reduce_op, -1, algo);
             request.call.codec = make_codec(up, down, stochastic, seed, step, residual, owner_residual);
             return issue(comm, request, tag, async_op);
           },

@@ -53,9 +53,7 @@ size_t wire_bytes(CodecId codec, int64_t num_elems) {
   return codec_layout(codec, num_elems).total_bytes;
 }
 
-bool codec_takes(DType dtype) {
-  return dtype == DType::float32 || dtype == DType::bfloat16 || dtype == DType::float16;
-}
+bool codec_takes(DType dtype) { return dtype == DType::float32 || dtype == DType::bfloat16 || dtype == DType::float16; }
 
 namespace cpu {
 

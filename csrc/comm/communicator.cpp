@@ -80,7 +80,8 @@ Descriptor Communicator::prepare(Collective& call, const Algo* algo, const std::
            world_size_ - 1, ", not ", call.root);
   RC_CHECK(!has_codec || call.op == OpKind::all_reduce, op_name(call.op), " takes no codec");
   RC_CHECK(!has_codec || codec_takes(call.dtype), "codec ", codec_name(call.codec.up),
-           " takes float32, bfloat16 and float16, not ", dtype_name(call.dtype), "; use codec=None for an exact result");
+           " takes float32, bfloat16 and float16, not ", dtype_name(call.dtype),
+           "; use codec=None for an exact result");
   RC_CHECK(!has_codec || call.reduce_op == ReduceOp::sum || call.reduce_op == ReduceOp::avg,
            "a codec works with op='sum' and 'avg', not '", reduce_op_name(call.reduce_op), "'");
   RC_CHECK(has_codec || (call.codec.residual == nullptr && call.codec.owner_residual == nullptr),
@@ -233,7 +234,8 @@ void Communicator::abort(const std::string& reason) {
   check_usable();
   std::lock_guard<std::mutex> lock(mutex_);
   if (!group_) return;
-  group_->report(Error(ErrorKind::aborted, concat("rank ", rank_, " aborted group '", group_->name(), "': ", reason), rank_));
+  group_->report(
+      Error(ErrorKind::aborted, concat("rank ", rank_, " aborted group '", group_->name(), "': ", reason), rank_));
 }
 
 void Communicator::close() {

@@ -117,10 +117,11 @@ template <typename T, typename Op>
 constexpr ReduceKernels kKernels{reduce<T, Op>, reduce_hop<T, Op>, finish_hops<T, Op>};
 
 // In the order of ReduceOp.
-#define RC_ALL_OPS(T) {kKernels<T, Sum>, kKernels<T, Average>, kKernels<T, Minimum>, kKernels<T, Maximum>, kKernels<T, Product>}
+#define RC_ALL_OPS(T) \
+  {kKernels<T, Sum>, kKernels<T, Average>, kKernels<T, Minimum>, kKernels<T, Maximum>, kKernels<T, Product>}
 
 // In the order of DType.
-constexpr ReduceTable kTable = {RC_ALL_OPS(float),    RC_ALL_OPS(double),  RC_ALL_OPS(Float16), RC_ALL_OPS(Bfloat16),
+constexpr ReduceTable kTable = {RC_ALL_OPS(float),   RC_ALL_OPS(double),  RC_ALL_OPS(Float16), RC_ALL_OPS(Bfloat16),
                                 RC_ALL_OPS(int32_t), RC_ALL_OPS(int64_t), RC_ALL_OPS(uint8_t)};
 #undef RC_ALL_OPS
 

@@ -17,7 +17,8 @@ Error fault_error(const ControlPage& page) {
   if ((state & kFaultReady) == 0) {
     const int reporter = static_cast<int>(state) - 1;
     return Error(ErrorKind::peer_lost,
-                 concat("rank ", reporter, " died while it reported another failure. The communicator is lost."), reporter);
+                 concat("rank ", reporter, " died while it reported another failure. The communicator is lost."),
+                 reporter);
   }
   return Error(static_cast<ErrorKind>(fault.kind), std::string(fault.text, strnlen(fault.text, kFaultTextBytes)),
                fault.culprit_rank);

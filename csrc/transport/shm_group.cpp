@@ -40,7 +40,9 @@ void futex_wait(std::atomic<uint32_t>& word, uint32_t expected, std::chrono::nan
   ::syscall(SYS_futex, &word, FUTEX_WAIT, expected, &time, nullptr, 0);
 }
 
-void futex_wake_all(std::atomic<uint32_t>& word) { ::syscall(SYS_futex, &word, FUTEX_WAKE, INT32_MAX, nullptr, nullptr, 0); }
+void futex_wake_all(std::atomic<uint32_t>& word) {
+  ::syscall(SYS_futex, &word, FUTEX_WAKE, INT32_MAX, nullptr, nullptr, 0);
+}
 
 }  // namespace
 
@@ -72,8 +74,8 @@ ShmGroup::ShmGroup(const GroupConfig& config)
   page_ = reinterpret_cast<ControlPage*>(control_.data());
   if (page_->magic != kControlMagic || page_->version != kSharedLayoutVersion ||
       page_->world_size != static_cast<uint32_t>(world_size_)) {
-    RC_FAIL(wire, "the control page of group '", name_, "' says layout version ", page_->version, " for ", page_->world_size,
-            " ranks, expected version ", kSharedLayoutVersion, " for ", world_size_,
+    RC_FAIL(wire, "the control page of group '", name_, "' says layout version ", page_->version, " for ",
+            page_->world_size, " ranks, expected version ", kSharedLayoutVersion, " for ", world_size_,
             "; do all ranks run the same ringcomm?");
   }
   std::vector<LivenessMonitor::Peer> peers;
@@ -241,16 +243,18 @@ void ShmGroup::fail_deadline(int peer) {
   const RankLine& their = line(peer);
   const uint32_t entered = their.entered_seq.load();
   const ProcessState state = read_process_state(pids_[static_cast<size_t>(peer)]);
-  std::string where = entered == 0 ? std::string("it has not called any collective yet")
-                      : entered == their.completed_seq.load()
-                          ? concat("its last call, ", describe(slot(peer, entered).descriptor, entered), ", is complete")
-                          : concat("it is inside ", describe(slot(peer, entered).descriptor, entered));
+  std::string where =
+      entered == 0 ? std::string("it has not called any collective yet")
+      : entered == their.completed_seq.load()
+          ? concat("its last call, ", describe(slot(peer, entered).descriptor, entered), ", is complete")
+          : concat("it is inside ", describe(slot(peer, entered).descriptor, entered));
   if (state.letter == 'T' || state.letter == 't') where += ", and the process is stopped";
-  fail(Error(ErrorKind::deadline,
-             concat("rank ", peer, " (pid ", pids_[static_cast<size_t>(peer)], ") did not come within ", timeout_.count() / 1e9,
-                    " s: rank ", rank_, " waits for it in ", describe_current(), " of group '", name_, "'; ", where,
-                    ". Look for a rank that takes another path or is slow, or raise timeout=. ", kLost),
-             peer));
+  fail(Error(
+      ErrorKind::deadline,
+      concat("rank ", peer, " (pid ", pids_[static_cast<size_t>(peer)], ") did not come within ",
+             timeout_.count() / 1e9, " s: rank ", rank_, " waits for it in ", describe_current(), " of group '", name_,
+             "'; ", where, ". Look for a rank that takes another path or is slow, or raise timeout=. ", kLost),
+      peer));
 }
 
 void ShmGroup::on_peer_death(int peer) {

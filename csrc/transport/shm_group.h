@@ -31,14 +31,14 @@ namespace ringcomm {
 struct GroupConfig {
   int rank = 0;
   int world_size = 1;
-  std::string name;               // appears in errors
-  double timeout_s = 300;         // the one deadline of every call
-  int64_t buffer_bytes = 0;       // of one staging buffer; the same on all ranks
-  int num_cores = 1;              // that the ranks of this node share
-  int control_fd = -1;            // borrowed
-  std::vector<int> staging_fds;   // per rank, borrowed
-  std::vector<int> pidfds;        // per rank, borrowed; -1: no pidfd on this kernel
-  std::vector<int> pids;          // per rank
+  std::string name;              // appears in errors
+  double timeout_s = 300;        // the one deadline of every call
+  int64_t buffer_bytes = 0;      // of one staging buffer; the same on all ranks
+  int num_cores = 1;             // that the ranks of this node share
+  int control_fd = -1;           // borrowed
+  std::vector<int> staging_fds;  // per rank, borrowed
+  std::vector<int> pidfds;       // per rank, borrowed; -1: no pidfd on this kernel
+  std::vector<int> pids;         // per rank
 };
 
 class ShmGroup {
@@ -118,9 +118,9 @@ class ShmGroup {
   std::vector<Mapping> slabs_;
   std::unique_ptr<LivenessMonitor> monitor_;
 
-  uint32_t seq_ = 0;          // of the current or next collective; the first is 1
-  uint32_t step_base_ = 0;    // steps of all finished collectives
-  Descriptor current_;  // of collective seq_
+  uint32_t seq_ = 0;                   // of the current or next collective; the first is 1
+  uint32_t step_base_ = 0;             // steps of all finished collectives
+  Descriptor current_;                 // of collective seq_
   std::vector<uint32_t> checked_seq_;  // per peer: the last collective whose announcement was seen and compared
   bool deadline_set_ = false;          // the clock starts at the first wait that is not over at once
   std::chrono::steady_clock::time_point deadline_;

@@ -1,0 +1,65 @@
+# Needs only Python 3.10+, a C++ compiler and make: every target sets up .venv and builds what it needs.
+# `make demo QUICK=1` is the short form. `PYTHON=python3.12 make ...` picks the Python of a new .venv.
+PYTHON ?= python3
+QUICK ?= 0
+
+VENV := .venv
+BIN := $(VENV)/bin
+CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+NATIVE := $(CSRC) CMakeLists.txt setup.py pyproject.toml ringcomm/_version.py
+QUICK_FLAG := $(if $(filter-out 0,$(QUICK)),--quick)
+
+.PHONY: help demo test lint format bench build clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo [QUICK=1] | test | lint | format | bench | build | clean"
+
+demo: build
+	$(BIN)/python -m ringcomm.demo $(QUICK_FLAG)
+
+test: build
+	$(BIN)/python -m pytest
+
+lint: build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CSRC)
+	$(BIN)/python -m mypy.stubtest ringcomm._core --ignore-unused-allowlist --allowlist tests/stubtest_allowlist.txt
+
+format: $(VENV)/.tools
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CSRC)
+
+bench: build
+	$(BIN)/python -m bench $(QUICK_FLAG)
+
+build: $(VENV)/.built
+
+# Each stamp is newer than what it was made from; touching one redoes it.
+$(VENV)/.python:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found: install Python 3.10 or newer, or set PYTHON"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))' || { \
+	  echo "$$($(PYTHON) -V) has no torch 2.13.0, which requirements-dev.txt pins: use Python 3.10 to 3.14, as in 'make PYTHON=python3.12 ...'"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make virtual environments: install the package python3-venv (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' || { \
+	  echo "Python.h was not found: install the package python3-dev (Debian, Ubuntu: apt install python3-dev)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.tools: requirements-dev.txt $(VENV)/.python
+	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	@touch $@
+
+$(VENV)/.built: $(NATIVE) $(VENV)/.tools
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	@$(BIN)/python -m ringcomm.info --build
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist ringcomm.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -f ringcomm/_core*.so ringcomm/_build_info.json
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,361 @@
+"""What every codec and collective must compute, in NumPy, written for reading rather than speed.
+
+The C++ and CUDA kernels are tested against this file to the byte. It needs neither of them.
+
+bfloat16 arrays are uint16 arrays of bit patterns, since NumPy has no such type. "Rank order" is
+``((x[0] op x[1]) op x[2]) ...``. The byte layout of the codecs is described in
+``csrc/wire/codec_format.h``.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "BLOCK_ELEMS",
+    "Draw",
+    "all_gather",
+    "all_reduce",
+    "all_reduce_ring",
+    "bfloat16_to_float32",
+    "broadcast",
+    "decode",
+    "encode",
+    "float32_to_bfloat16",
+    "float32_to_float16",
+    "narrow",
+    "reduce",
+    "reduce_scatter",
+    "uniform",
+    "widen",
+    "wire_bytes",
+]
+
+Array: TypeAlias = npt.NDArray[Any]
+Float32: TypeAlias = npt.NDArray[np.float32]
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+
+BLOCK_ELEMS = 32
+LARGEST_CODE = {"int8": 127, "int4": 7}
+BLOCK_BYTES = {"int8": 32, "int4": 16}
+NAN_SCALE = 0x7FC0
+SMALLEST_NORMAL_SCALE = 0x0080
+MASK32 = 0xFFFFFFFF
+MASK64 = 0xFFFFFFFFFFFFFFFF
+
+
+# --- Number formats -------------------------------------------------------------------------------
+
+
+def bfloat16_to_float32(bits: Array) -> Float32:
+    """Widens bfloat16 bit patterns; exact."""
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def float32_to_bfloat16(values: Array) -> npt.NDArray[np.uint16]:
+    """bfloat16 bit patterns, rounded to nearest even. Every NaN becomes 0x7FC0."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.uint64)
+    rounded = (bits + 0x7FFF + ((bits >> np.uint64(16)) & np.uint64(1))) >> np.uint64(16)
+    return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
+
+
+def float32_to_float16(values: Array) -> npt.NDArray[np.float16]:
+    """float16, rounded to nearest even. A NaN keeps its sign and upper payload bits and becomes quiet."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    quiet_nan = ((bits >> 16) & 0x8000) | 0x7E00 | ((bits >> 13) & 0x03FF)
+    with np.errstate(all="ignore"):
+        rounded = values.astype(np.float16).view(np.uint16)
+    return np.where(np.isnan(values), quiet_nan, rounded).astype(np.uint16).view(np.float16)
+
+
+def widen(values: Array) -> Float32:
+    """float32 from float32, float16 or bfloat16 (uint16); exact."""
+    return bfloat16_to_float32(values) if values.dtype == np.uint16 else values.astype(np.float32)
+
+
+def narrow(values: Float32, dtype: npt.DTypeLike) -> Array:
+    """Rounds float32 to float32, float16 or bfloat16 (uint16), to nearest even."""
+    if dtype == np.uint16:
+        return float32_to_bfloat16(values)
+    return float32_to_float16(values) if dtype == np.float16 else values.astype(dtype)
+
+
+# --- Codecs ---------------------------------------------------------------------------------------
+
+
+class Draw(NamedTuple):
+    """Where the random numbers of stochastic rounding come from."""
+
+    seed: int = 0
+    step: int = 0
+    rank: int = 0
+    first_elem: int = 0
+
+
+def mix64(value: int) -> int:
+    """The finaliser of SplitMix64."""
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & MASK64
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & MASK64
+    return value ^ (value >> 31)
+
+
+def mix32(bits: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+    """One round of the 32-bit mixer "lowbias32"."""
+    bits = (bits ^ (bits >> np.uint32(16))) * np.uint32(0x7FEB352D)
+    bits = (bits ^ (bits >> np.uint32(15))) * np.uint32(0x846CA68B)
+    return bits ^ (bits >> np.uint32(16))
+
+
+def uniform(draw: Draw, num_elems: int) -> Float32:
+    """The numbers in [0, 1), 24 bits each, that belong to elements first_elem, first_elem + 1, ..."""
+    index = np.arange(num_elems, dtype=np.uint64) + np.uint64(draw.first_elem)
+    result = np.empty(num_elems, np.float32)
+    for high in np.unique(index >> np.uint64(32)):
+        key = mix64((draw.seed + 0x9E3779B97F4A7C15) & MASK64)
+        key = mix64(key ^ ((draw.step + 0x9E3779B97F4A7C15) & MASK64))
+        key = mix64(key ^ (int(high) << 32) ^ draw.rank)
+        here = (index >> np.uint64(32)) == high
+        bits = mix32((index[here] & np.uint64(MASK32)).astype(np.uint32) ^ np.uint32(key & MASK32))
+        bits = mix32(bits + np.uint32(key >> 32))
+        result[here] = (bits >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+    return result
+
+
+def wire_bytes(codec: str, num_elems: int) -> int:
+    """Bytes that ``num_elems`` values take on the wire."""
+    if codec in LARGEST_CODE:
+        return -(-num_elems // BLOCK_ELEMS) * (BLOCK_BYTES[codec] + 2)
+    return num_elems * 2
+
+
+def encode(
+    codec: str, values: Array, residual: Float32 | None = None, draw: Draw | None = None
+) -> Bytes:
+    """Encodes a flat array.
+
+    Args:
+        codec: "bf16", "fp16", "int8" or "int4".
+        values: float32, float16 or bfloat16 (uint16), shape (n,).
+        residual: float32 of shape (n,) or None. It is added before encoding; afterwards it holds what
+            the encoding lost. Where NaN or infinity comes out it is left as it was.
+        draw: rounds stochastically (int8 and int4 only); None rounds to nearest even.
+
+    Returns:
+        uint8 array of ``wire_bytes(codec, n)`` bytes.
+    """
+    with np.errstate(all="ignore"):
+        wanted = widen(values) if residual is None else widen(values) + residual
+        wire = (
+            encode_blocks(codec, wanted, draw)
+            if codec in LARGEST_CODE
+            else encode_cast(codec, wanted)
+        )
+        if residual is not None:
+            got = decode(codec, wire, len(wanted))
+            residual[:] = np.where(np.isfinite(got), wanted - got, residual)
+    return wire
+
+
+def encode_cast(codec: str, values: Float32) -> Bytes:
+    return narrow(values, np.uint16 if codec == "bf16" else np.float16).view(np.uint8)
+
+
+def largest_scale(codec: str) -> int:
+    """The largest bfloat16 whose product with the largest code is finite in float32."""
+    every_scale = np.arange(0x7F80, dtype=np.uint16)
+    with np.errstate(over="ignore"):
+        product = bfloat16_to_float32(every_scale) * np.float32(LARGEST_CODE[codec])
+    return int(every_scale[np.isfinite(product)][-1])
+
+
+def encode_blocks(codec: str, values: Float32, draw: Draw | None) -> Bytes:
+    largest_code = np.float32(LARGEST_CODE[codec])
+    num_blocks = -(-len(values) // BLOCK_ELEMS)
+    blocks = np.zeros((num_blocks, BLOCK_ELEMS), np.float32)
+    blocks.reshape(-1)[: len(values)] = values
+
+    # One scale per block; 0 if it would be below the smallest normal number, NaN if a value is not finite.
+    absmax = np.abs(blocks).max(axis=1, initial=0)  # a NaN comes out as NaN
+    scale_bits = float32_to_bfloat16(absmax * (np.float32(1) / largest_code))
+    scale_bits = np.minimum(scale_bits, np.uint16(largest_scale(codec)))
+    scale_bits[scale_bits < SMALLEST_NORMAL_SCALE] = 0
+    finite = np.isfinite(absmax)
+    scale_bits[~finite] = NAN_SCALE
+
+    scale = bfloat16_to_float32(scale_bits)[:, None]
+    target = blocks * np.where(scale == 0, np.float32(0), np.float32(1) / scale)
+    if draw is None:
+        codes = np.rint(target)
+    else:
+        codes = np.floor(target + uniform(draw, num_blocks * BLOCK_ELEMS).reshape(blocks.shape))
+    codes = np.where(finite[:, None], np.clip(codes, -largest_code, largest_code), 0).astype(
+        np.int8
+    )
+
+    code_bytes = codes.view(np.uint8)
+    if codec == "int4":
+        code_bytes = (code_bytes[:, :16] & np.uint8(15)) | (code_bytes[:, 16:] << np.uint8(4))
+    return np.concatenate([code_bytes.reshape(-1), scale_bits.view(np.uint8)])
+
+
+def decode(codec: str, wire: Bytes, num_elems: int, dtype: npt.DTypeLike = np.float32) -> Array:
+    """The ``num_elems`` values of an encoded array, rounded to ``dtype`` (uint16 for bfloat16)."""
+    if codec in LARGEST_CODE:
+        values = decode_blocks(codec, wire, num_elems)
+    else:
+        values = widen(wire.view(np.uint16 if codec == "bf16" else np.float16))
+    return narrow(values, dtype)
+
+
+def decode_blocks(codec: str, wire: Bytes, num_elems: int) -> Float32:
+    num_blocks = -(-num_elems // BLOCK_ELEMS)
+    scales_offset = num_blocks * BLOCK_BYTES[codec]
+    codes = wire[:scales_offset].reshape(num_blocks, BLOCK_BYTES[codec])
+    if codec == "int4":
+        nibbles = np.concatenate([codes & np.uint8(15), codes >> np.uint8(4)], axis=1).astype(
+            np.int8
+        )
+        signed = np.where(nibbles >= 8, nibbles - np.int8(16), nibbles)
+    else:
+        signed = codes.view(np.int8)
+    scale = bfloat16_to_float32(wire[scales_offset:].copy().view(np.uint16))[:, None]
+    return (signed.astype(np.float32) * scale).reshape(-1)[:num_elems]
+
+
+# --- Reductions -----------------------------------------------------------------------------------
+
+
+OPS: dict[str, Callable[[Array, Array], Array]] = {
+    "sum": lambda a, b: a + b,
+    "avg": lambda a, b: a + b,
+    "min": lambda a, b: np.where((a < b) | np.isnan(a), a, b),
+    "max": lambda a, b: np.where((a > b) | np.isnan(a), a, b),
+    "product": lambda a, b: a * b,
+}
+
+
+def to_accumulator(values: Array) -> Array:
+    """float16 and bfloat16 (uint16) accumulate in float32, everything else in its own type."""
+    return widen(values) if values.dtype in (np.uint16, np.float16) else values
+
+
+def finish(total: Array, op: str, world_size: int, dtype: npt.DTypeLike) -> Array:
+    """Divides for avg (integers truncate towards zero) and rounds 16-bit types once."""
+    if op == "avg" and total.dtype.kind == "f":
+        total = total / total.dtype.type(world_size)
+    elif op == "avg":
+        divisor = total.dtype.type(world_size)
+        floor = total // divisor
+        total = floor + ((total < 0) & (floor * divisor != total)).astype(total.dtype)
+    return narrow(total, dtype) if dtype in (np.uint16, np.float16) else total
+
+
+def reduce(inputs: Sequence[Array], op: str = "sum") -> Array:
+    """Element-wise ``op`` (sum, avg, min, max, product) over equally long arrays, in rank order."""
+    with np.errstate(all="ignore"):
+        total = to_accumulator(inputs[0])
+        for values in inputs[1:]:
+            total = OPS[op](total, to_accumulator(values))
+        return finish(total, op, len(inputs), inputs[0].dtype)
+
+
+# --- Collectives: a list of what each rank passes in, and what every rank gets -----------------------
+
+
+def sum_decoded(
+    inputs: Sequence[Array],
+    op: str,
+    codec: str,
+    residuals: Sequence[Float32] | None,
+    draw: Draw | None,
+) -> Float32:
+    """The float32 sum, in rank order, of what each rank's encoded array decodes to."""
+    if op not in ("sum", "avg"):
+        raise ValueError(f"a codec needs op 'sum' or 'avg', not {op!r}")
+    num_elems = len(inputs[0])
+    total = np.zeros(num_elems, np.float32)
+    with np.errstate(all="ignore"):
+        for rank, values in enumerate(inputs):
+            residual = None if residuals is None else residuals[rank]
+            rank_draw = None if draw is None else draw._replace(rank=rank)
+            decoded = decode(codec, encode(codec, values, residual, rank_draw), num_elems)
+            total = decoded if rank == 0 else total + decoded
+        return total / np.float32(len(inputs)) if op == "avg" else total
+
+
+def all_reduce(
+    inputs: Sequence[Array],
+    op: str = "sum",
+    codec_up: str | None = None,
+    codec_down: str | None = None,
+    residuals: Sequence[Float32] | None = None,
+    owner_residual: Float32 | None = None,
+    draw: Draw | None = None,
+) -> Array:
+    """What every rank holds afterwards.
+
+    Without codecs: the reduction in rank order. With them: every rank encodes its whole array
+    (``codec_up``), the decoded arrays are summed in float32 in rank order and divided for avg, the
+    result is encoded once more (``codec_down``) and decoded. Nothing depends on who owns which part.
+
+    Args:
+        inputs: one flat array per rank.
+        op: with a codec "sum" or "avg".
+        codec_up: how contributions travel, None: exact.
+        codec_down: how the result travels, None: exact.
+        residuals: one float32 array per rank, updated in place; or None for no error feedback.
+        owner_residual: residual of the second encoding, float32 of the same length, updated in place.
+        draw: stochastic rounding; the rank of a contribution is its own, that of the result the
+            number of ranks.
+    """
+    if codec_up is None and codec_down is None:
+        return reduce(inputs, op)
+    num_elems = len(inputs[0])
+    total = (
+        widen(reduce(inputs, op))
+        if codec_up is None
+        else sum_decoded(inputs, op, codec_up, residuals, draw)
+    )
+    if codec_down is None:
+        return narrow(total, inputs[0].dtype)
+    owner_draw = None if draw is None else draw._replace(rank=len(inputs))
+    return decode(
+        codec_down,
+        encode(codec_down, total, owner_residual, owner_draw),
+        num_elems,
+        inputs[0].dtype,
+    )
+
+
+def all_reduce_ring(
+    inputs: Sequence[Array], op: str, ranges: Sequence[tuple[int, int, Sequence[int]]]
+) -> Array:
+    """All-reduce whose order of summation depends on the element, as in a ring.
+
+    Args:
+        inputs: one flat array per rank.
+        op: "sum", "avg", "min", "max" or "product".
+        ranges: ``(begin, end, order)``: elements begin..end are combined in the order of the ranks in
+            ``order``. Together they cover the array once.
+    """
+    result = np.empty_like(inputs[0])
+    for begin, end, order in ranges:
+        result[begin:end] = reduce([inputs[rank][begin:end] for rank in order], op)
+    return result
+
+
+def broadcast(inputs: Sequence[Array], root: int) -> Array:
+    """What every rank holds afterwards: the array of ``root``."""
+    return inputs[root].copy()
+
+
+def all_gather(inputs: Sequence[Array]) -> Array:
+    """What every rank holds afterwards: all arrays, one behind the other in rank order."""
+    return np.concatenate(list(inputs))
+
+
+def reduce_scatter(inputs: Sequence[Array], op: str = "sum") -> list[Array]:
+    """What each rank holds afterwards: its share of the reduction, cut into equal parts in rank order."""
+    return np.split(reduce(inputs, op), len(inputs))

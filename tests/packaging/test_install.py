@@ -1,0 +1,109 @@
+"""sdist -> pip install in a fresh environment elsewhere -> it works there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Runs in the new environment, which has NumPy but no torch.
+SMOKE = """
+import importlib.metadata, importlib.util, json, sys
+import numpy as np
+import ringcomm
+from ringcomm import _core, info
+
+assert importlib.util.find_spec("torch") is None
+probe = _core.cuda_probe()
+assert probe.count == 0 and probe.reason == "ringcomm was built without CUDA", probe.reason
+print(json.dumps({
+    "file": ringcomm.__file__,
+    "version": importlib.metadata.version("ringcomm"),
+    "license": importlib.metadata.metadata("ringcomm")["License-Expression"],
+    "requires": importlib.metadata.requires("ringcomm"),
+    "installed": [str(path) for path in importlib.metadata.files("ringcomm")],
+    "build": info.build_info(),
+    "libraries": open("/proc/self/maps").read(),
+}))
+"""
+
+
+def run(*command: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+    finished = subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        **options,  # type: ignore[call-overload]
+    )
+    assert isinstance(finished, subprocess.CompletedProcess)
+    return finished
+
+
+def test_the_sdist_holds_every_source(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = {
+        str(path.relative_to(ROOT))
+        for folder, pattern in (
+            ("csrc", "*.*"),
+            ("ringcomm", "*.py"),
+            ("ringcomm", "*.pyi"),
+            ("tests", "*.py"),
+        )
+        for path in (ROOT / folder).rglob(pattern)
+    }
+    wanted |= {
+        "CMakeLists.txt",
+        "LICENSE",
+        "README.md",
+        "Makefile",
+        "requirements-dev.txt",
+        "setup.py",
+    }
+    wanted |= {"pyproject.toml", "ringcomm/py.typed"}
+    assert wanted - inside == set()
+    assert {name for name in inside if name.endswith((".so", "_build_info.json", ".pyc"))} == set()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_sdist_installs_and_runs_elsewhere(
+    sdist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setenv("RINGCOMM_SKIP_CUDA_BUILD", "1")
+    run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
+    python = tmp_path / "venv" / "bin" / "python"
+    reach = run(python, "-m", "pip", "download", "--no-deps", "--dest", tmp_path, "pybind11")
+    if reach.returncode != 0:
+        pytest.skip(f"pip reaches no package index: {reach.stderr.strip().splitlines()[-1]}")
+
+    installed = run(python, "-m", "pip", "install", sdist, cwd=tmp_path)
+    assert installed.returncode == 0, installed.stdout + installed.stderr
+    smoke = run(python, "-c", SMOKE, cwd=tmp_path)
+    assert smoke.returncode == 0, smoke.stderr
+    facts = json.loads(smoke.stdout.splitlines()[-1])
+
+    assert facts["file"].startswith(str(tmp_path))
+    assert facts["license"] == "Apache-2.0"
+    assert [need for need in facts["requires"] if "extra ==" not in need] == ["numpy"]
+    assert "libtorch" not in facts["libraries"]
+    assert facts["build"]["version"] == facts["version"]
+    assert facts["build"]["cuda"] == "no: RINGCOMM_SKIP_CUDA_BUILD=1"
+    # The wheel is the package and its metadata, nothing else of the tree.
+    files = {path for path in facts["installed"] if "__pycache__" not in path}
+    assert {path.split("/")[0] for path in files} == {
+        "ringcomm",
+        f"ringcomm-{facts['version']}.dist-info",
+    }
+    assert {"ringcomm/py.typed", "ringcomm/_core.pyi", "ringcomm/_build_info.json"} <= files
+    assert {Path(path).suffix for path in files if path.startswith("ringcomm/")} <= {
+        ".py", ".pyi", ".typed", ".so", ".json",
+    }  # fmt: skip
