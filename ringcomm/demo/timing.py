@@ -11,7 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 __all__ = ["CommTimer", "TimedDDP"]
 
-_Hook = Callable[[Any, dist.GradBucket], torch.futures.Future[torch.Tensor]]
+# torch exports GradBucket only where it was built with distributed; DDP compares the annotation.
+_Hook = Callable[[Any, dist.GradBucket], torch.futures.Future[torch.Tensor]]  # type: ignore[name-defined]
 
 
 class CommTimer:
@@ -61,7 +62,8 @@ class TimedDDP(DistributedDataParallel):
         timer = self.comm_timer
 
         def timed_hook(
-            state: object, bucket: dist.GradBucket
+            state: object,
+            bucket: dist.GradBucket,  # type: ignore[name-defined]
         ) -> torch.futures.Future[torch.Tensor]:
             timer.begin()
             future = hook(state, bucket)

@@ -162,7 +162,7 @@ def _set_up(
 
     def add_losses(model: nn.Module) -> tuple[float, int]:
         total = 0.0
-        for part, wanted in zip(inputs.split(32), targets.split(32), strict=True):
+        for part, wanted in zip(torch.split(inputs, 32), torch.split(targets, 32), strict=True):
             logits = model(part).flatten(0, 1)
             total += functional.cross_entropy(logits, wanted.flatten(), reduction="sum").item()
         return total, targets.numel()

@@ -1,10 +1,7 @@
 """One rank of the demo; started by torchrun, see ``__main__``."""
 
 import argparse
-import ctypes
 import json
-import os
-import signal
 import sys
 from dataclasses import asdict
 from datetime import timedelta
@@ -16,11 +13,11 @@ import torch.distributed as dist
 
 from ringcomm.demo.configs import Task, plan
 from ringcomm.demo.data import Digits, Text, load_digits, load_text
+from ringcomm.demo.launch import die_with_launcher
 from ringcomm.demo.train import RunResult, run
 
 __all__ = ["main"]
 
-_PR_SET_PDEATHSIG = 1
 _PEER_TIMEOUT = timedelta(seconds=120)
 
 
@@ -31,7 +28,7 @@ def main() -> None:
     parser.add_argument("--task", action="append", default=[])
     parser.add_argument("--results", type=Path, required=True)
     options = parser.parse_args()
-    _die_with_launcher()
+    die_with_launcher()
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=_PEER_TIMEOUT)
     runs, facts = [], {}
@@ -101,14 +98,6 @@ class _Progress:
             self._bar.close()
         if self._speaks:
             print(line, flush=True)
-
-
-def _die_with_launcher() -> None:
-    """Asks Linux to end this rank when the launcher is killed, which then cannot do so itself."""
-    launcher = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != launcher:
-        sys.exit("the launcher is gone")
 
 
 if __name__ == "__main__":
