@@ -8,6 +8,7 @@
 #include "codec/block_quantize_math.h"
 #include "codec/kernels.h"
 #include "codec/lanes.h"
+#include "codec/load_values.h"
 
 namespace ringcomm::RC_SIMD_LEVEL {
 namespace {
@@ -60,24 +61,11 @@ void unpack_values(const uint8_t* wire, float scale, float* values) {
   }
 }
 
-// The values of a group in float32, residual added, filled up with zeros. `buffer` holds kGroupElems; it
-// is used unless the input can be read where it lies.
+// The values of a group, filled up with zeros if it is the short last one.
 const float* load_group(const EncodeArgs& args, int64_t begin, int64_t count, float* buffer) {
-  const float* const residual = args.residual == nullptr ? nullptr : args.residual + begin;
-  const float* values = buffer;
-  if (args.input_dtype == DType::bfloat16) {
-    widen(static_cast<const Bfloat16*>(args.input) + begin, count, buffer);
-  } else if (args.input_dtype == DType::float16) {
-    widen(static_cast<const Float16*>(args.input) + begin, count, buffer);
-  } else {
-    values = static_cast<const float*>(args.input) + begin;
-    if (residual == nullptr && count == kGroupElems) return values;
-    if (residual == nullptr) widen(values, count, buffer);
-  }
-  if (residual != nullptr) {
-#pragma GCC ivdep
-    for (int64_t i = 0; i < count; ++i) buffer[i] = values[i] + residual[i];
-  }
+  const float* const values = load_values(args, begin, count, buffer);
+  if (count == kGroupElems) return values;
+  memmove(buffer, values, static_cast<size_t>(count) * sizeof(float));
   memset(buffer + count, 0, static_cast<size_t>(kGroupElems - count) * sizeof(float));
   return buffer;
 }
