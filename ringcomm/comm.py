@@ -344,6 +344,17 @@ class Communicator:
         compress = parse_codec("none" if codec is None else codec)
         return choose(op, num_bytes, self.world_size, compress, self._core.inline_bytes)
 
+    def owned(self, num_elems: int) -> list[tuple[int, int]]:
+        """The parts of an array whose sums this rank encodes in an ``all_reduce`` with a codec.
+
+        Args:
+            num_elems: Elements of the array.
+
+        Returns:
+            Ranges (begin, end) in order; those of ``owner_residual`` that this rank reads and writes.
+        """
+        return self._core.encoded_sums(num_elems)
+
     def stats(self) -> dict[str, dict[str, float]]:
         """Counters per operation since :func:`init`, or the last :meth:`reset_stats`.
 
