@@ -38,7 +38,8 @@ RC_HD float float16_to_float(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
   const uint32_t magnitude = half & 0x7FFFu;
   const uint32_t normal = (magnitude << 13) + 0x38000000u;
-  const uint32_t subnormal = float_bits(static_cast<float>(static_cast<int32_t>(magnitude)) * 5.9604644775390625e-8f);  // 2^-24
+  const uint32_t subnormal =
+      float_bits(static_cast<float>(static_cast<int32_t>(magnitude)) * 5.9604644775390625e-8f);  // 2^-24
   const uint32_t special = (magnitude << 13) | 0x7F800000u | (magnitude > 0x7C00u ? 0x00400000u : 0u);
   // Masks, not selects: GCC would turn selects into jumps and leave the loop scalar.
   const uint32_t is_subnormal = 0u - static_cast<uint32_t>(magnitude < 0x0400u);

@@ -54,8 +54,9 @@ inline void widen_bytes(const uint8_t* bytes, uint32_t* words) {
 
 // largest[b] = the largest magnitude_bits of the 32 values of block b, for 16 blocks. With vectors of N
 // lanes, N blocks are folded at once: each step halves the lanes that a block occupies and the number
-// of vectors. One statement per load: in the order of nested calls the group would be read backwards,
-// which no hardware prefetcher follows (measured: 13 instead of 22 GB/s from memory).
+// of vectors. RC_KEEP_ORDER makes the compiler read the group from front to back: in the order that it
+// likes better no hardware prefetcher follows (measured from memory: 13 to 20 instead of 24 GB/s).
+#define RC_KEEP_ORDER() asm volatile("" ::: "memory")
 #if defined(__AVX512F__)
 inline __m512i magnitudes(const float* block) {
   const __m512i magnitude = _mm512_set1_epi32(0x7FFFFFFF);
@@ -84,9 +85,12 @@ inline __m512i fold_quarters(__m512i a, __m512i b) {
 
 inline void largest_magnitudes(const float* group, uint32_t* largest) {
   const __m512i a = fold_four(group);
+  RC_KEEP_ORDER();
   const __m512i b = fold_four(group + 4 * kBlockElems);
   const __m512i ab = fold_quarters(a, b);
+  RC_KEEP_ORDER();
   const __m512i c = fold_four(group + 8 * kBlockElems);
+  RC_KEEP_ORDER();
   const __m512i d = fold_four(group + 12 * kBlockElems);
   _mm512_storeu_si512(largest, fold_quarters(ab, fold_quarters(c, d)));
 }
@@ -119,6 +123,7 @@ inline __m256i fold_four(const float* block) {
 inline void largest_magnitudes(const float* group, uint32_t* largest) {
   for (int block = 0; block < 16; block += 8) {
     const __m256i low = fold_four(group + block * kBlockElems);
+    RC_KEEP_ORDER();
     const __m256i high = fold_four(group + (block + 4) * kBlockElems);
     const __m256i folded =
         _mm256_max_epi32(_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31));
@@ -137,6 +142,8 @@ inline void largest_magnitudes(const float* group, uint32_t* largest) {
   }
 }
 #endif
+
+#undef RC_KEEP_ORDER
 
 }  // namespace
 }  // namespace ringcomm::RC_SIMD_LEVEL
