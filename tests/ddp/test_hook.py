@@ -62,8 +62,7 @@ def run(world_size, cases, directory):
             with logs[rank].open("w") as log:
                 processes.append(
                     subprocess.Popen(
-                        [sys.executable, str(HERE / "run_rank.py"), str(rank), str(world_size)]
-                        + [str(rendezvous), str(results[rank]), *cases],
+                        [sys.executable, str(HERE / "run_rank.py"), str(rank), str(world_size), str(rendezvous), str(results[rank]), *cases],
                         env=environment(),
                         stdout=log,
                         stderr=subprocess.STDOUT,
