@@ -274,7 +274,7 @@ def test_numpy_arrays_work_without_importing_torch():
         "import sys, numpy as np, ringcomm\n"
         "from ringcomm import arrays, codec\n"
         "arrays.view(np.zeros(3, np.float32), writable=True)\n"
-        "codec.codec('int4').encode(np.zeros(100, np.float32))\n"
+        "codec('int4').encode(np.zeros(100, np.float32))\n"
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

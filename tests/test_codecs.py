@@ -195,11 +195,12 @@ def test_stochastic_rounding_depends_on_seed_step_rank_and_element_only():
 
 def test_short_buffers_are_a_wire_error_with_both_sizes():
     chosen = codec("int8")
-    for call in (lambda b: chosen.decode(b, 100), lambda b: chosen.decode_add(b, zeros)):
-        zeros = np.zeros(100, np.float32)
-        expected = chosen.wire_bytes(100)
+    expected = chosen.wire_bytes(100)
+    short = np.zeros(expected - 1, np.uint8)
+    zeros = np.zeros(100, np.float32)
+    for call in (lambda: chosen.decode(short, 100), lambda: chosen.decode_add(short, zeros)):
         with pytest.raises(WireError, match=f"has {expected - 1} bytes.*100 values.*{expected}"):
-            call(np.zeros(expected - 1, np.uint8))
+            call()
 
 
 def test_bad_arguments_are_refused():
