@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import weakref
+from collections import deque
 from datetime import timedelta
 from typing import Any
 
@@ -37,16 +38,13 @@ _ALL_REDUCE = _OPS["all_reduce"]
 
 
 class Work:
-    """The handle of an asynchronous call. Keeps the arrays alive until the call has finished."""
+    """The handle of an asynchronous call. May be dropped: the call goes on."""
 
-    def __init__(
-        self, comm: "Communicator", core: Any, result: Any, finish: Any, keep: tuple[Any, ...]
-    ) -> None:
+    def __init__(self, comm: "Communicator", core: Any, result: Any, finish: Any) -> None:
         self._comm = comm
         self._core = core
         self._result = result
         self._finish = finish  # copies a temporary back; runs once, in the first wait()
-        self._keep = keep
         self._lock = threading.Lock()
 
     def done(self) -> bool:
@@ -126,6 +124,9 @@ class Communicator:
         )
         self._collective = self._core.collective
         self._encoded_calls = 0  # the step of stochastic rounding
+        # Arrays of asynchronous calls, whatever becomes of the caller's references and Work.
+        self._pending: deque[tuple[Any, tuple[Any, ...]]] = deque()
+        self._pending_lock = threading.Lock()
         _open.add(self)
 
     # -- collectives --
@@ -366,13 +367,20 @@ class Communicator:
         A peer that still needs this rank gets a ``PeerLostError`` that says so.
         """
         _open.discard(self)
-        self._core.close()
+        try:
+            self._core.close()
+        finally:
+            self._pending.clear()
 
     def __enter__(self) -> "Communicator":
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_pending"):  # else the constructor failed
+            self.close()
 
     def __repr__(self) -> str:
         return f"<ringcomm.Communicator '{self.name}' rank {self.rank} of {self.world_size}>"
@@ -382,7 +390,11 @@ class Communicator:
 
     def _result(self, core: Any, value: Any, finish: Any, keep: tuple[Any, ...]) -> Any:
         if core is not None:
-            return Work(self, core, value, finish, keep)
+            with self._pending_lock:
+                while self._pending and self._pending[0][0].done():  # calls finish in order
+                    self._pending.popleft()
+                self._pending.append((core, keep))
+            return Work(self, core, value, finish)
         if finish is not None:
             finish()
         return value
