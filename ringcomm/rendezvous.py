@@ -447,7 +447,10 @@ class _Guest:
                 endpoints = self._connect(verdict, staging_fd, pidfd)
                 if endpoints is not None:
                     return endpoints
-                time.sleep(_POLL_S)  # rank 0 has died, or is about to say why it went away
+                # Rank 0 has died, or is about to say why it went away.
+                if self.host is not None and self.meeting.is_lost(self.host):
+                    raise self.meeting.lost(0, self.host)
+                time.sleep(_POLL_S)
         except errors.PeerLostError as error:
             if error.rank == 0:  # it cannot tidy up any more
                 _sweep_stale_directories()
