@@ -38,7 +38,7 @@ _MAX_MESSAGE = 64 * 1024
 _FDS_PER_MESSAGE = 64  # the kernel takes 253
 _POLL_S = 0.05
 _STORE_SLICE_S = 0.1  # longest wait in the store between two looks at the other processes
-_STALE_GRACE_S = 0.5  # for the successor of a dead process whose hello was there before we came
+_STALE_GRACE_S = 0.3  # for the successor of a dead process whose hello was there before we came
 _ACKNOWLEDGE_S = 1.0  # rank 0 serves its store this long for ranks that have not read its error
 
 
@@ -469,8 +469,12 @@ class _Guest:
             if message is not None:
                 if message["nonces"].get(str(meeting.rank)) == meeting.hello["nonce"]:
                     return message
+                # Of an earlier run, or rank 0 has not seen us yet; an error holds for us all the same.
                 self.host = meeting.read("hello", 0) or self.host
-                time.sleep(_POLL_S)  # of an earlier run, or rank 0 has not seen us yet
+                of_this_host = message["nonces"].get("0") == self.host["nonce"]
+                if "error" in message and of_this_host and not _is_gone(self.host):
+                    return message
+                time.sleep(_POLL_S)
             if meeting.is_lost(self.host):
                 raise meeting.lost(0, self.host)
         raise meeting.late(
