@@ -141,6 +141,7 @@ class Communicator:
         *,
         residual: Any = None,
         owner_residual: Any = None,
+        step: int | None = None,
         tag: str = "",
     ) -> Any:
         """Reduces ``x`` over all ranks, in place.
@@ -157,6 +158,7 @@ class Communicator:
             residual: Error feedback for ``codec``: contiguous float32 array with as many elements
                 as ``x``, added before encoding; holds afterwards what the encoding lost.
             owner_residual: The same for the sums; a rank touches the elements that it owns.
+            step: Counter of stochastic rounding, the same on all ranks; None counts encoded calls.
             tag: Up to 24 bytes (UTF-8) that must agree on all ranks and appear in errors.
 
         Returns:
@@ -200,7 +202,8 @@ class Communicator:
                 async_op,
             )
         else:
-            self._encoded_calls += 1
+            if step is None:
+                step = self._encoded_calls = self._encoded_calls + 1
             core = self._core.all_reduce_encoded(
                 target.ptr,
                 target.ptr,
@@ -211,7 +214,7 @@ class Communicator:
                 compress.down,
                 compress.rounding == "stochastic",
                 compress.seed,
-                self._encoded_calls,
+                step,
                 _residual_pointer(residual, target.num_elems, "residual"),
                 _residual_pointer(owner_residual, target.num_elems, "owner_residual"),
                 algo_id,
@@ -341,6 +344,17 @@ class Communicator:
         """What a call on ``num_bytes`` bytes per rank would do, and why. Sends nothing."""
         compress = parse_codec("none" if codec is None else codec)
         return choose(op, num_bytes, self.world_size, compress, self._core.inline_bytes)
+
+    def owned(self, num_elems: int) -> list[tuple[int, int]]:
+        """The parts of an array whose sums this rank encodes in an ``all_reduce`` with a codec.
+
+        Args:
+            num_elems: Elements of the array.
+
+        Returns:
+            Ranges (begin, end) in order; those of ``owner_residual`` that this rank reads and writes.
+        """
+        return self._core.encoded_sums(num_elems)
 
     def stats(self) -> dict[str, dict[str, float]]:
         """Counters per operation since :func:`init`, or the last :meth:`reset_stats`.

@@ -27,12 +27,10 @@ class DlpackOnly:
     def __dlpack_device__(self):
         return self._device or self._array.__dlpack_device__()
 
-    if sys.version_info >= (3, 10):
-
-        def __dlpack__(self, **kwargs):
-            if not self._versioned and kwargs:
-                raise TypeError("unexpected keyword argument 'max_version'")
-            return self._array.__dlpack__(**kwargs)
+    def __dlpack__(self, **kwargs):
+        if not self._versioned and kwargs:
+            raise TypeError("unexpected keyword argument 'max_version'")
+        return self._array.__dlpack__(**kwargs)
 
 
 class FakeCuda:
@@ -103,7 +101,7 @@ def test_noncontiguous_arrays_are_copied_and_copied_back(make):
 
 
 def test_contiguous_copy_keeps_shape_also_of_0_dim():
-    assert arrays.contiguous_copy(np.float32(3).reshape(())).shape == ()
+    assert arrays.contiguous_copy(np.array(3, np.float32)).shape == ()
     assert arrays.contiguous_copy(torch.tensor(3.0)).shape == ()
     assert arrays.contiguous_copy(torch.zeros(2, 3).t()).shape == (3, 2)
     assert not arrays.contiguous_copy(torch.zeros(3, requires_grad=True)).requires_grad

@@ -193,6 +193,15 @@ void bind_comm(py::module_& module) {
              }
              return table;
            })
+      .def(
+          "encoded_sums",
+          [](const Communicator& comm, int64_t num_elems) {
+            RC_CHECK(num_elems >= 0, "num_elems must not be negative, got ", num_elems);
+            py::list ranges;
+            for (const Range& range : comm.encoded_sums(num_elems)) ranges.append(py::make_tuple(range.begin, range.end));
+            return ranges;
+          },
+          py::arg("num_elems"))
       .def("reset_stats", &Communicator::reset_stats)
       .def("abort", &Communicator::abort, py::arg("reason"))
       .def("close", [](Communicator& comm) { without_gil([&] { comm.close(); }); });

@@ -66,9 +66,11 @@ struct ArrayStruct {
 
 bool is_c_contiguous(const DlTensor& tensor) {
   if (tensor.strides == nullptr) return true;
+  for (int i = 0; i < tensor.ndim; ++i) {
+    if (tensor.shape[i] == 0) return true;
+  }
   int64_t expected = 1;
   for (int i = tensor.ndim - 1; i >= 0; --i) {
-    if (tensor.shape[i] == 0) return true;
     if (tensor.shape[i] != 1 && tensor.strides[i] != expected) return false;
     expected *= tensor.shape[i];
   }

@@ -7,6 +7,8 @@
 #include "base/convert.h"
 #include "codec/block_quantize_math.h"
 #include "codec/kernels.h"
+#include "codec/lanes.h"
+#include "codec/load_values.h"
 
 namespace ringcomm::RC_SIMD_LEVEL {
 namespace {
@@ -22,21 +24,9 @@ struct Scales {
   bool all_finite;
 };
 
-uint32_t largest_magnitude(const float* block) {
-  uint32_t largest = 0;
-  for (int64_t i = 0; i < kBlockElems; ++i) {
-    const uint32_t magnitude = magnitude_bits(block[i]);
-    largest = magnitude > largest ? magnitude : largest;
-  }
-  return largest;
-}
-
 template <int kBits>
-void find_scales(const float* values, int64_t num_blocks, Scales& scales) {
-  for (int64_t block = 0; block < num_blocks; ++block) {
-    scales.absmax_bits[block] = largest_magnitude(values + block * kBlockElems);
-  }
-  for (int64_t block = num_blocks; block < kGroupBlocks; ++block) scales.absmax_bits[block] = 0;
+void find_scales(const float* group, Scales& scales) {
+  largest_magnitudes(group, scales.absmax_bits);
   uint32_t largest = 0;
   for (int block = 0; block < kGroupBlocks; ++block) {
     const uint32_t absmax_bits = scales.absmax_bits[block];
@@ -50,89 +40,93 @@ void find_scales(const float* values, int64_t num_blocks, Scales& scales) {
 
 template <int kBits>
 void pack_codes(const float* codes, uint8_t* wire) {
-  if (kBits == 8) {
-    for (int64_t i = 0; i < kBlockElems; ++i) wire[i] = int8_byte(codes[i]);
-  } else {
-    for (int64_t i = 0; i < kBlockElems / 2; ++i) wire[i] = int4_byte(codes[i], codes[i + kBlockElems / 2]);
+  constexpr int kBytes = kBits == 8 ? kBlockElems : kBlockElems / 2;
+  alignas(64) uint32_t words[kBytes];
+  for (int i = 0; i < kBytes; ++i) {
+    words[i] = kBits == 8 ? int8_byte(codes[i]) : int4_byte(codes[i], codes[i + kBlockElems - kBytes]);
   }
+  narrow_to_bytes<kBytes>(words, wire);
 }
 
 template <int kBits>
 void unpack_values(const uint8_t* wire, float scale, float* values) {
+  constexpr int kBytes = kBits == 8 ? kBlockElems : kBlockElems / 2;
+  alignas(64) uint32_t words[kBytes];
+  widen_bytes<kBytes>(wire, words);
   if (kBits == 8) {
-    for (int64_t i = 0; i < kBlockElems; ++i) values[i] = int8_value(wire[i], scale);
+    for (int i = 0; i < kBytes; ++i) values[i] = int8_value(words[i], scale);
   } else {
-    for (int64_t i = 0; i < kBlockElems / 2; ++i) {
-      values[i] = int4_low_value(wire[i], scale);
-      values[i + kBlockElems / 2] = int4_high_value(wire[i], scale);
-    }
+    for (int i = 0; i < kBytes; ++i) values[i] = int4_low_value(words[i], scale);
+    for (int i = 0; i < kBytes; ++i) values[i + kBytes] = int4_high_value(words[i], scale);
   }
 }
 
-// The values of a group in float32, residual added, filled up with zeros to whole blocks. `buffer` holds
-// kGroupElems; it is used unless the input can be read where it lies.
+// The values of a group, filled up with zeros if it is the short last one.
 const float* load_group(const EncodeArgs& args, int64_t begin, int64_t count, float* buffer) {
-  switch (args.input_dtype) {
-    case DType::bfloat16:
-      widen(static_cast<const Bfloat16*>(args.input) + begin, count, buffer);
-      break;
-    case DType::float16:
-      widen(static_cast<const Float16*>(args.input) + begin, count, buffer);
-      break;
-    default:
-      if (args.residual == nullptr && count % kBlockElems == 0) return static_cast<const float*>(args.input) + begin;
-      widen(static_cast<const float*>(args.input) + begin, count, buffer);
-  }
-  if (args.residual != nullptr) {
-    for (int64_t i = 0; i < count; ++i) buffer[i] += args.residual[begin + i];
-  }
-  for (int64_t i = count; i % kBlockElems != 0; ++i) buffer[i] = 0.0f;
+  const float* const values = load_values(args, begin, count, buffer);
+  if (count == kGroupElems) return values;
+  memmove(buffer, values, static_cast<size_t>(count) * sizeof(float));
+  memset(buffer + count, 0, static_cast<size_t>(kGroupElems - count) * sizeof(float));
   return buffer;
+}
+
+// One block: 32 values to codes on the wire, and what they lose to `residual`, unless it is null.
+template <int kBits, bool kStochastic>
+void encode_block(const float* values, float scale, float inverse, RandomKey key, uint32_t index, uint8_t* wire,
+                  float* __restrict residual) {
+  alignas(64) float codes[kBlockElems];
+  for (int i = 0; i < kBlockElems; ++i) {
+    codes[i] = kStochastic
+                   ? stochastic_code<kBits>(values[i], inverse, uniform_of(key, index + static_cast<uint32_t>(i)))
+                   : nearest_code(values[i], inverse);
+  }
+  pack_codes<kBits>(codes, wire);
+  if (residual != nullptr) {
+    for (int i = 0; i < kBlockElems; ++i) residual[i] = residual_of(values[i], codes[i], scale);
+  }
 }
 
 template <int kBits, bool kStochastic>
 void encode_rounded(const EncodeArgs& args) {
-  constexpr CodecId kCodec = kBits == 8 ? CodecId::int8 : CodecId::int4;
-  const CodecLayout layout = codec_layout(kCodec, args.num_elems);
+  const CodecLayout layout = codec_layout(kBits == 8 ? CodecId::int8 : CodecId::int4, args.num_elems);
   alignas(64) float buffer[kGroupElems];
-  alignas(64) float codes[kBlockElems];
+  alignas(64) float last_residual[kGroupElems];
   Scales scales;
+  RandomKey key{};
   for (int64_t begin = 0; begin < args.num_elems; begin += kGroupElems) {
     const int64_t count = args.num_elems - begin < kGroupElems ? args.num_elems - begin : kGroupElems;
     const int64_t num_blocks = (count + kBlockElems - 1) / kBlockElems;
     const int64_t first_block = begin / kBlockElems;
     const float* const group = load_group(args, begin, count, buffer);
-    find_scales<kBits>(group, num_blocks, scales);
+    find_scales<kBits>(group, scales);
     memcpy(args.wire + layout.scales_offset + first_block * kScaleBytes, scales.wire,
            static_cast<size_t>(num_blocks * kScaleBytes));
+
+    // Blocks are whole; those of a short last group get a residual of whole blocks on the stack.
+    float* residual = args.residual == nullptr ? nullptr : args.residual + begin;
+    const bool borrow_residual = residual != nullptr && count < kGroupElems;
+    if (borrow_residual) {
+      memcpy(last_residual, residual, static_cast<size_t>(count) * sizeof(float));
+      residual = last_residual;
+    }
+
+    const uint64_t index = static_cast<uint64_t>(args.first_elem + begin);
     for (int64_t block = 0; block < num_blocks; ++block) {
-      const int64_t block_begin = block * kBlockElems;
-      const float* const values = group + block_begin;
       uint8_t* const wire = args.wire + layout.codes_offset + (first_block + block) * layout.block_bytes;
+      const uint64_t block_index = index + static_cast<uint64_t>(block * kBlockElems);
+      // A key lasts until the upper half of the index changes, which happens between blocks.
+      if (kStochastic && (begin + block == 0 || static_cast<uint32_t>(block_index) == 0)) {
+        key = random_key(args.seed, args.step, args.rank, static_cast<uint32_t>(block_index >> 32));
+      }
       if (!scales.all_finite && !is_finite_block(scales.absmax_bits[block])) {
         memset(wire, 0, static_cast<size_t>(layout.block_bytes));
         continue;
       }
-      const float inverse = scales.inverse[block];
-      if (kStochastic) {
-        const uint64_t index = static_cast<uint64_t>(args.first_elem + begin + block_begin);
-        const RandomKey key = random_key(args.seed, args.step, args.rank, static_cast<uint32_t>(index >> 32));
-        for (int64_t i = 0; i < kBlockElems; ++i) {
-          const float uniform = uniform_of(key, static_cast<uint32_t>(index) + static_cast<uint32_t>(i));
-          codes[i] = stochastic_code<kBits>(values[i], inverse, uniform);
-        }
-      } else {
-        for (int64_t i = 0; i < kBlockElems; ++i) codes[i] = nearest_code(values[i], inverse);
-      }
-      pack_codes<kBits>(codes, wire);
-      if (args.residual != nullptr) {
-        float* const residual = args.residual + begin + block_begin;
-        const int64_t residual_count = count - block_begin < kBlockElems ? count - block_begin : kBlockElems;
-        for (int64_t i = 0; i < residual_count; ++i) {
-          residual[i] = residual_of(values[i], codes[i], scales.scale[block]);
-        }
-      }
+      encode_block<kBits, kStochastic>(group + block * kBlockElems, scales.scale[block], scales.inverse[block], key,
+                                       static_cast<uint32_t>(block_index), wire,
+                                       residual == nullptr ? nullptr : residual + block * kBlockElems);
     }
+    if (borrow_residual) memcpy(args.residual + begin, last_residual, static_cast<size_t>(count) * sizeof(float));
   }
 }
 

@@ -21,17 +21,16 @@ template <>
 struct BlockQuantize<8> {
   static constexpr float kLargestCode = 127.0f;
   static constexpr float kInverseLargestCode = 1.0f / 127.0f;
-  static constexpr uint16_t kLargestScale = 0x7C01;  // 127 * this is finite, 127 * the next is not
 };
 
 template <>
 struct BlockQuantize<4> {
   static constexpr float kLargestCode = 7.0f;
   static constexpr float kInverseLargestCode = 1.0f / 7.0f;
-  static constexpr uint16_t kLargestScale = 0x7E12;
 };
 
 constexpr uint16_t kNanScale = 0x7FC0;
+constexpr uint16_t kSmallestScale = 0x0080;  // 2^-126, the smallest normal number
 constexpr uint32_t kInfinityBits = 0x7F800000u;
 
 // Adding 1.5 * 2^23 leaves an integer in the low mantissa bits, rounded to nearest even.
@@ -50,18 +49,24 @@ RC_HD uint32_t magnitude_bits(float value) { return float_bits(value) & 0x7FFFFF
 
 RC_HD bool is_finite_block(uint32_t absmax_bits) { return absmax_bits < kInfinityBits; }
 
-// bfloat16 bits of the scale of a block.
+// All ones if the condition holds. Masks, not selects, where GCC would turn a select into a jump.
+RC_HD uint32_t mask_if(bool condition) { return 0u - static_cast<uint32_t>(condition); }
+
+// bfloat16 bits of the scale of a block. It cannot overflow: the largest float32 gives a scale that
+// rounds down for 127 and for 7, so largest code * scale is finite for every finite block.
 template <int kBits>
 RC_HD uint16_t scale_of(uint32_t absmax_bits) {
   const uint32_t exact = float_bits(bits_float(absmax_bits) * BlockQuantize<kBits>::kInverseLargestCode);
-  uint32_t scale = (exact + 0x7FFFu + ((exact >> 16) & 1u)) >> 16;
-  scale = scale > BlockQuantize<kBits>::kLargestScale ? BlockQuantize<kBits>::kLargestScale : scale;
-  scale = scale < 0x0080u ? 0u : scale;  // below the smallest normal number
-  return static_cast<uint16_t>(absmax_bits >= kInfinityBits ? kNanScale : scale);
+  const uint32_t rounded = (exact + 0x7FFFu + ((exact >> 16) & 1u)) >> 16;
+  const uint32_t scale = rounded & mask_if(rounded >= kSmallestScale);
+  const uint32_t not_finite = mask_if(absmax_bits >= kInfinityBits);
+  return static_cast<uint16_t>((scale & ~not_finite) | (kNanScale & not_finite));
 }
 
 // 1 / scale, and 0 for a scale of 0.
-RC_HD float inverse_scale(float scale) { return 1.0f / (float_bits(scale) == 0 ? bits_float(kInfinityBits) : scale); }
+RC_HD float inverse_scale(float scale) {
+  return bits_float(float_bits(1.0f / scale) & mask_if(float_bits(scale) != 0));
+}
 
 // The code of a value, plus kRoundingMagic: its lowest byte is the code in two's complement, and
 // code_value gives the number. |value| <= absmax keeps the code within range by itself.
@@ -82,21 +87,24 @@ RC_HD float code_value(float code) { return code - kRoundingMagic; }
 
 RC_HD float residual_of(float value, float code, float scale) { return value - code_value(code) * scale; }
 
-RC_HD uint8_t int8_byte(float code) { return static_cast<uint8_t>(float_bits(code)); }
+// The byte that goes on the wire, in the low 8 bits; what is above them is dropped.
+RC_HD uint32_t int8_byte(float code) { return float_bits(code); }
 
 // Elements j and j + 16 of a block share byte j.
-RC_HD uint8_t int4_byte(float low_code, float high_code) {
-  return static_cast<uint8_t>((float_bits(low_code) & 0x0Fu) | (float_bits(high_code) << 4));
+RC_HD uint32_t int4_byte(float low_code, float high_code) {
+  return (float_bits(low_code) & 0x0Fu) | (float_bits(high_code) << 4);
 }
 
-RC_HD float int8_value(uint8_t byte, float scale) { return static_cast<float>(static_cast<int8_t>(byte)) * scale; }
-
-// The nibble is moved to the top of 32 bits and back, which extends its sign.
-RC_HD float int4_low_value(uint8_t byte, float scale) {
-  return static_cast<float>(static_cast<int32_t>(static_cast<uint32_t>(byte) << 28) >> 28) * scale;
+// Values of a byte (bits above the lowest 8 are ignored). A code is moved to the top of the word and
+// back, which extends its sign.
+RC_HD float int8_value(uint32_t byte, float scale) {
+  return static_cast<float>(static_cast<int32_t>(byte << 24) >> 24) * scale;
 }
-RC_HD float int4_high_value(uint8_t byte, float scale) {
-  return static_cast<float>(static_cast<int32_t>(static_cast<uint32_t>(byte) << 24) >> 28) * scale;
+RC_HD float int4_low_value(uint32_t byte, float scale) {
+  return static_cast<float>(static_cast<int32_t>(byte << 28) >> 28) * scale;
+}
+RC_HD float int4_high_value(uint32_t byte, float scale) {
+  return static_cast<float>(static_cast<int32_t>(byte << 24) >> 28) * scale;
 }
 
 // Random numbers for stochastic rounding: a counter, so that every device draws the same. The element
@@ -122,16 +130,14 @@ RC_HD RandomKey random_key(uint64_t seed, uint64_t step, uint32_t rank, uint32_t
   return RandomKey{static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32)};
 }
 
-// Uniform in [0, 1) with 24 bits. Two rounds of the 32-bit mixer "lowbias32" (Wellons, hash-prospector),
-// half a key before each.
+// Uniform in [0, 1) with 24 bits: the 32-bit mixer "lowbias32" (Wellons, hash-prospector), half a key
+// before it and half in its middle.
 RC_HD float uniform_of(RandomKey key, uint32_t index_low) {
   uint32_t bits = index_low ^ key.first;
   bits = (bits ^ (bits >> 16)) * 0x7FEB352Du;
+  bits += key.second;
   bits = (bits ^ (bits >> 15)) * 0x846CA68Bu;
-  bits = (bits ^ (bits >> 16)) + key.second;
-  bits = (bits ^ (bits >> 16)) * 0x7FEB352Du;
-  bits = (bits ^ (bits >> 15)) * 0x846CA68Bu;
-  bits = bits ^ (bits >> 16);
+  bits ^= bits >> 16;
   return static_cast<float>(static_cast<int32_t>(bits >> 8)) * 5.9604644775390625e-8f;  // 2^-24
 }
 

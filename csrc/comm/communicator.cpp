@@ -63,6 +63,7 @@ Communicator::Communicator(const GroupConfig& config)
       world_size_(config.world_size),
       group_(std::make_unique<ShmGroup>(config)),
       inline_bytes_(group_->inline_bytes()),
+      buffer_bytes_(group_->buffer_bytes()),
       check_interrupt_(config.check_interrupt) {}
 
 Communicator::~Communicator() {

@@ -55,6 +55,10 @@ class Communicator {
   int rank() const { return rank_; }
   int world_size() const { return world_size_; }
   int64_t inline_bytes() const { return inline_bytes_; }
+  // See encoded_sums_of.
+  std::vector<Range> encoded_sums(int64_t num_elems) const {
+    return encoded_sums_of(rank_, num_elems, world_size_, buffer_bytes_);
+  }
 
   // algo: null lets the table choose. call.algo is ignored.
   void run(Collective call, const Algo* algo, const std::string& tag);
@@ -95,6 +99,7 @@ class Communicator {
   const int world_size_;
   std::unique_ptr<ShmGroup> group_;  // used by whoever has the turn
   const int64_t inline_bytes_;
+  const int64_t buffer_bytes_;
   const std::function<void()> check_interrupt_;
   Scratch scratch_;
 
