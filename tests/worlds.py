@@ -95,7 +95,7 @@ class Running:
         finished: list[Outcome] = []
         try:
             for rank in self.ranks:
-                finished.append(rank.outcome(until))  # noqa: PERF401  (partial on failure)
+                finished.append(rank.outcome(until))
         finally:
             self._store.close()
             for i, rank in enumerate(self.ranks):
@@ -111,7 +111,11 @@ class Worlds:
         ours, theirs = socket.socketpair()
         self._orders = ours
         environment = {
-            **{k: v for k, v in os.environ.items() if not k.startswith(("RINGCOMM_", "TORCHELASTIC_"))},
+            **{
+                k: v
+                for k, v in os.environ.items()
+                if not k.startswith(("RINGCOMM_", "TORCHELASTIC_"))
+            },
             "OPENBLAS_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
             "TMPDIR": self.directory,
@@ -298,7 +302,9 @@ def threads_with_communicators(
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(world_size)]
+    threads = [
+        threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(world_size)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

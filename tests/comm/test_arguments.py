@@ -40,7 +40,10 @@ BAD_CALLS: dict[str, tuple[Callable[[Communicator], Any], tuple[str, ...]]] = {
     "op, async": (lambda c: c.all_reduce(floats(), "add", async_op=True), ("op must be", "'add'")),
     "op of reduce_scatter": (lambda c: c.reduce_scatter(floats(), "mean"), ("'avg'", "'mean'")),
     "algo": (lambda c: c.all_reduce(floats(), algo="two-shot"), ("'two_shot'", "'two-shot'")),
-    "algo of another op": (lambda c: c.all_reduce(floats(), algo="staged"), ("staged", "all_reduce")),
+    "algo of another op": (
+        lambda c: c.all_reduce(floats(), algo="staged"),
+        ("staged", "all_reduce"),
+    ),
     "codec": (lambda c: c.all_reduce(floats(), codec="int5"), ("int5", "int4")),
     "codec option": (lambda c: c.all_reduce(floats(), codec="int8[sed=1]"), ("sed", "seed")),
     "codec of integers": (
@@ -82,7 +85,10 @@ BAD_CALLS: dict[str, tuple[Callable[[Communicator], Any], tuple[str, ...]]] = {
     ),
     "out length": (lambda c: c.all_gather(floats(), floats(15)), ("out: 15", "expected 16")),
     "out layout": (lambda c: c.all_gather(floats(), floats(32)[::2]), ("out: must be contiguous",)),
-    "out read-only": (lambda c: c.reduce_scatter(floats(16), out=read_only()), ("out:", "read-only")),
+    "out read-only": (
+        lambda c: c.reduce_scatter(floats(16), out=read_only()),
+        ("out:", "read-only"),
+    ),
     "indivisible": (lambda c: c.reduce_scatter(floats(7)), ("(7,)", "2 equal parts", "pad")),
     "scalar": (lambda c: c.reduce_scatter(np.array(1.0)), ("()", "equal parts")),
     "explain op": (lambda c: c.explain(100, "all_reduc"), ("all_reduce", "'all_reduc'")),

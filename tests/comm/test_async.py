@@ -60,7 +60,7 @@ def check_wait_timeout(comm: Communicator) -> None:
     x = np.ones(4, np.float32)
     if comm.rank == 0:
         work = comm.all_reduce(x, async_op=True)
-        with pytest.raises(TimeoutError, match="still running after 0.05 s"):
+        with pytest.raises(TimeoutError, match=r"still running after 0\.05 s"):
             work.wait(0.05)
         assert not work.done()
         comm._test_event.set()

@@ -131,7 +131,9 @@ def checksums_with_delays(comm: Communicator, seed: int) -> list[int]:
 def test_same_bits_on_all_ranks_and_runs_under_random_delays(
     worlds: Worlds, world_size: int
 ) -> None:
-    runs = [worlds.run(world_size, checksums_with_delays, seed, staging_kib=16) for seed in (1, 2, 3)]
+    runs = [
+        worlds.run(world_size, checksums_with_delays, seed, staging_kib=16) for seed in (1, 2, 3)
+    ]
     assert all(rank_sums == runs[0][0] for run in runs for rank_sums in run)
 
 

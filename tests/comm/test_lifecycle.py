@@ -28,7 +28,9 @@ def many_mixed_calls(comm: Communicator) -> None:
         assert (y == call % comm.world_size).all()
         got = comm.all_gather(np.full(5000, comm.rank, np.int64))
         assert (got == np.arange(comm.world_size)[:, None]).all()
-        assert (comm.reduce_scatter(np.ones((comm.world_size, 3000), np.float32)) == comm.world_size).all()
+        assert (
+            comm.reduce_scatter(np.ones((comm.world_size, 3000), np.float32)) == comm.world_size
+        ).all()
         z = np.ones(3001, np.float32)
         comm.all_reduce(z, codec="int8")
         comm.barrier()

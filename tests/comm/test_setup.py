@@ -29,7 +29,7 @@ def together(
     outcomes: list[Outcome] = []
     try:
         for process in processes:
-            outcomes.append(process.outcome(until))  # noqa: PERF401
+            outcomes.append(process.outcome(until))
     finally:
         for i, process in enumerate(processes):
             worlds.give_back(process, i < len(outcomes) and outcomes[i].kind != "gone")
@@ -86,9 +86,7 @@ def test_ranks_meet_through_the_launchers_variables(worlds: Worlds) -> None:
 
 def test_a_missing_rank_is_named_on_all_others(worlds: Worlds, store: TCPStore) -> None:
     start = time.monotonic()
-    outcomes = together(
-        worlds, [(join_and_add, (r, 3, store.port, 1.0)) for r in (0, 2)]
-    )
+    outcomes = together(worlds, [(join_and_add, (r, 3, store.port, 1.0)) for r in (0, 2)])
     assert time.monotonic() - start < 3.5
     first, second = messages(outcomes)
     assert first == second
@@ -173,7 +171,7 @@ def fill_from_an_earlier_run(worlds: Worlds, store: TCPStore, gone: bool) -> Non
         if gone and "hello" in key:
             hello = json.loads(value)
             hello["pid"] = 2**22 + 1  # no process has this number
-            value = json.dumps(hello).encode()  # noqa: PLW2901
+            value = json.dumps(hello).encode()
         store.set(key, value)
 
 
@@ -344,9 +342,7 @@ def exhausted(rank: int, port: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-def test_too_few_descriptors_is_a_clear_error_on_that_rank(
-    worlds: Worlds, store: TCPStore
-) -> None:
+def test_too_few_descriptors_is_a_clear_error_on_that_rank(worlds: Worlds, store: TCPStore) -> None:
     host, guest = together(worlds, [(exhausted, (r, store.port)) for r in (0, 1)])
     assert guest.kind == "error"
     assert "open files" in str(guest.error) or "ulimit" in str(guest.error), guest

@@ -83,9 +83,7 @@ def check_explain(comm: Communicator) -> list[str]:
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_explain_says_on_all_ranks_what_the_call_then_does(
-    worlds: Worlds, world_size: int
-) -> None:
+def test_explain_says_on_all_ranks_what_the_call_then_does(worlds: Worlds, world_size: int) -> None:
     lines = worlds.run(world_size, check_explain)
     assert all(rank_lines == lines[0] for rank_lines in lines)
     assert any("one_shot" in line for line in lines[0])

@@ -96,7 +96,9 @@ def one_call(comm: Communicator, dice: random.Random) -> None:
         assert (abs(x - n * (n + 1) / 2) < 0.2).all()
 
 
-def be_a_rank(rank: int, world_size: int, port: int, seed: int, limit: int | None) -> dict[str, Any]:
+def be_a_rank(
+    rank: int, world_size: int, port: int, seed: int, limit: int | None
+) -> dict[str, Any]:
     """Joins, calls collectives (``limit`` of them or for ever) and says how it ended."""
     before = open_descriptors()
     where, done = "set-up", 0
@@ -165,7 +167,9 @@ def play_round(worlds: Worlds, dice: random.Random, summary: Summary) -> str | N
         problem = f"left behind: {left}"
     if problem is None:
         return None
-    return f"{phase}, rank {victim} of {world_size} after {delay * 1e3:.1f} ms, seed {seed}: {problem}"
+    return (
+        f"{phase}, rank {victim} of {world_size} after {delay * 1e3:.1f} ms, seed {seed}: {problem}"
+    )
 
 
 def judge(
@@ -205,7 +209,9 @@ def play(worlds: Worlds, rounds: int, seed: int, report: Any = None) -> Summary:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--json", metavar="FILE", help="write the summary there, too")

@@ -201,9 +201,9 @@ def join_and_abort(rank: int, world_size: int, port: int) -> tuple[str, float, f
                 comm.abort("the loss is NaN " + "é" * 900)  # longer than a fault record
 
             threading.Thread(target=run).start()
+        if rank == world_size - 1:
+            control_page.wait_for_fault()  # not in the collective that the others are in
         with pytest.raises(AbortedError) as caught:
-            if rank == world_size - 1:
-                control_page.wait_for_fault()  # not in the collective that the others are in
             comm.barrier()
         freed = time.monotonic()
         with pytest.raises(AbortedError):

@@ -53,7 +53,9 @@ def wait_for_the_dead(comm: Communicator, what: str, port: int) -> tuple[str, in
     return str(caught.value), caught.value.rank, time.monotonic()
 
 
-def join_and_wait(rank: int, world_size: int, port: int, what: str) -> tuple[str, int | None, float]:
+def join_and_wait(
+    rank: int, world_size: int, port: int, what: str
+) -> tuple[str, int | None, float]:
     control_page.keep_pages()
     with join(rank, world_size, port) as comm:
         return wait_for_the_dead(comm, what, port)

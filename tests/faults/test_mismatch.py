@@ -84,11 +84,18 @@ def disagree(comm: Communicator, first: str, last: str) -> float:
     comm.all_reduce(x)  # not the very first call
     call = CALLS[last if comm.rank == comm.world_size - 1 else first]
     begin = time.monotonic()
-    with pytest.raises(MismatchError) as caught:
+
+    def call_and_meet() -> None:
         call(comm)
         comm.barrier()  # a small broadcast returns on its root before anybody can object
+
+    with pytest.raises(MismatchError) as caught:
+        call_and_meet()
     elapsed = time.monotonic() - begin
-    for again in (lambda: comm.all_reduce(x), comm.barrier):  # lost for good, with the same sentence
+    for again in (
+        lambda: comm.all_reduce(x),
+        comm.barrier,
+    ):  # lost for good, with the same sentence
         with pytest.raises(MismatchError) as later:
             again()
         assert str(later.value) == str(caught.value)
@@ -167,7 +174,9 @@ def leave_early(comm: Communicator, leaver: int, what: str) -> None:
     comm.barrier()
 
 
-@pytest.mark.parametrize("what", ["plain", "big", "ring", "codec", "big gather", "broadcast", "barrier"])
+@pytest.mark.parametrize(
+    "what", ["plain", "big", "ring", "codec", "big gather", "broadcast", "barrier"]
+)
 def test_close_of_one_rank_while_others_wait_is_a_lost_peer_that_says_so(
     worlds: Worlds, what: str
 ) -> None:
