@@ -384,7 +384,8 @@ class Communicator:
         try:
             self._core.close()
         finally:
-            self._pending.clear()
+            with self._pending_lock:
+                self._pending.clear()
 
     def __enter__(self) -> "Communicator":
         return self

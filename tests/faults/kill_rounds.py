@@ -11,6 +11,7 @@ finished already.
 """
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -100,6 +101,7 @@ def be_a_rank(
     rank: int, world_size: int, port: int, seed: int, limit: int | None
 ) -> dict[str, Any]:
     """Joins, calls collectives (``limit`` of them or for ever) and says how it ended."""
+    gc.collect()  # what an earlier test's exception held
     before = open_descriptors()
     where, done = "set-up", 0
     result: dict[str, Any] = {}
