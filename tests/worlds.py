@@ -285,8 +285,11 @@ def join(
     variables = {} if staging_kib is None else {"RINGCOMM_STAGING_KIB": str(staging_kib)}
     store = TCPStore(port=port, is_server=False, timeout=timeout)
     comm_module._first_seq = first_seq
-    with environment(**variables) if variables else contextlib.nullcontext():
-        return ringcomm.init(rank, world_size, store=store, timeout=timeout, name=name)
+    try:
+        with environment(**variables) if variables else contextlib.nullcontext():
+            return ringcomm.init(rank, world_size, store=store, timeout=timeout, name=name)
+    finally:
+        comm_module._first_seq = 0
 
 
 def threads_with_communicators(
