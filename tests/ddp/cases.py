@@ -131,11 +131,7 @@ def mean_equals_the_reference_bit_for_bit(rank, world):
                     if codec.error_feedback
                     else None
                 )
-                owner = (
-                    np.zeros(num_elems, np.float32)
-                    if codec.down_codec.error_feedback
-                    else None
-                )
+                owner = np.zeros(num_elems, np.float32) if codec.down_codec.error_feedback else None
                 for step in range(3):
                     gradients = [rows(r, step, 33, 64) for r in range(world)]
                     got = put_gradient(model, gradients[rank])
@@ -157,13 +153,11 @@ def transports_give_equal_bits(rank, world):
                 train(model, torch.optim.SGD(model.parameters(), 0.1), rank, range(4))
             same_everywhere(*model.parameters())
             ends.append([parameter.detach().clone() for parameter in model.parameters()])
-        if world == 2 or spec != "none":  # Gloo sums exact values in an order of its own
-            for one, other in zip(*ends, strict=True):
-                # Biases travel exactly: same remark.
-                if world == 2:
-                    assert torch.equal(one, other), spec
-                else:
-                    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+        for one, other in zip(*ends, strict=True):
+            if world == 2:
+                assert torch.equal(one, other), spec
+            else:  # biases travel exactly, and Gloo sums them in an order of its own
+                torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
 def encoded_transports_give_equal_bits_at_every_size(rank, world):
@@ -248,10 +242,12 @@ def residuals_follow_the_loss_scale(rank, world):
 
 def scaled_training_equals_unscaled_training(rank, world):
     ends = []
-    for scale in (1.0, 1024.0):
+    for enabled in (False, True):
         model = layers()
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
-        scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=3, growth_factor=2.0)
+        scaler = torch.amp.GradScaler(
+            "cpu", enabled=enabled, init_scale=1024.0, growth_interval=3
+        )
         with attach(model, "int4", transport="torch", warmup_steps=1, scaler=scaler):
             for step in range(8):
                 optimizer.zero_grad()
@@ -276,16 +272,16 @@ def residuals_follow_parameters_when_buckets_are_rebuilt(rank, world):
 
             def spy(layout, plan_a_bucket=plan_a_bucket, seen=seen):
                 plan = plan_a_bucket(layout)
-                kept = [None if r is None else r.clone() for r in (plan.residual, plan.owner_residual)]
+                kept = [
+                    None if r is None else r.clone() for r in (plan.residual, plan.owner_residual)
+                ]
                 seen.append((layout.names, plan.encoded, *kept))
                 return plan
 
             state._new_plan = spy
             model(rows(rank, 0, 8, 64)).square().mean().backward()
             first = state.state_dict()["residuals"]
-            owners = {
-                name: value.clone() for name, value in state._owner_residuals.items()
-            }
+            owners = {name: value.clone() for name, value in state._owner_residuals.items()}
             old_layouts = {names for names, *_ in seen}
             seen.clear()
             model(rows(rank, 1, 8, 64)).square().mean().backward()
@@ -446,6 +442,23 @@ def mixed_dtypes_and_exact_parameters(rank, world):
                         assert torch.equal(got, mean), name
 
 
+def exact_parameters_do_not_disturb_blocks_that_they_share(rank, world):
+    for transport in TRANSPORTS:
+        torch.manual_seed(0)
+        model = DDP(nn.Linear(65, 33))  # the last weights and the bias share a block
+        with attach(model, "int8[ef=1]", transport=transport) as state:
+            gradients = [rows(r, 0, 33, 65) for r in range(world)]
+            got = put_gradient(model, gradients[rank])
+            padded = [torch.cat([g.flatten(), torch.zeros(33)]) for g in gradients]
+            residuals = [np.zeros(33 * 66, np.float32) for _ in range(world)]
+            expected = expected_mean(padded, "int8", residuals)
+            assert torch.equal(got.flatten(), expected[: 33 * 65])
+            kept = state.state_dict()["residuals"]["weight"].numpy()
+            assert np.array_equal(kept, residuals[rank][: 33 * 65])
+            total = torch.stack(gradients).sum(2).sum(0) / world
+            torch.testing.assert_close(model.module.bias.grad, total)
+
+
 def sparse_gradients_go_exact(rank, world):
     for transport in TRANSPORTS:
         torch.manual_seed(0)
@@ -511,7 +524,9 @@ def saving_and_restoring_changes_nothing(rank, world):
         with attach(first, spec, **options) as state:
             train(first, optimizer, rank, range(25))
             file = io.BytesIO()
-            torch.save((first.module.state_dict(), optimizer.state_dict(), state.state_dict()), file)
+            torch.save(
+                (first.module.state_dict(), optimizer.state_dict(), state.state_dict()), file
+            )
         file.seek(0)
         weights, moments, residuals = torch.load(file, weights_only=True)
         assert residuals["step"] == 25
@@ -680,7 +695,8 @@ def the_hook_does_not_block_the_backward_pass(rank, world):
     gate.clear()
     transport.all_reduce_encoded = held  # until every bucket was handed over
     train(model, adam(model), rank, [1])
-    assert calls == [0, 1, 2], calls
+    assert calls == list(range(len(calls)))
+    assert len(calls) > 1
     state.close()
 
 
@@ -737,7 +753,13 @@ def warm_up_steps_are_exact(rank, world):
 
 def statistics_count_bytes_and_bits(rank, world):
     for transport in TRANSPORTS:
-        for spec, bits in (("none", 32), ("bf16", 16), ("int8", 8.5), ("int4", 6.5), ("int4/4", 4.5)):
+        for spec, bits in (
+            ("none", 32),
+            ("bf16", 16),
+            ("int8", 8.5),
+            ("int4", 6.5),
+            ("int4/4", 4.5),
+        ):
             model = linear(96, 64 * world)  # every chunk is a multiple of 32
             with attach(model, spec, transport=transport, warmup_steps=1) as state:
                 for step in range(3):
@@ -843,7 +865,11 @@ def bad_uses_are_refused_with_a_reason(rank, world):
 
     model = linear()
     model.register_comm_hook(None, hook)
-    raises(UsageError, "expected a ringcomm.ddp.HookState", lambda: put_gradient(model, rows(0, 0, 64, 64)))
+    raises(
+        UsageError,
+        "expected a ringcomm.ddp.HookState",
+        lambda: put_gradient(model, rows(0, 0, 64, 64)),
+    )
 
     from torch.nn.parallel.distributed import _MixedPrecision
 
@@ -892,7 +918,9 @@ def failures_of_the_worker_are_raised_by_backward(rank, world):
         # The reducer is in the middle of a backward pass, so a second model shows what follows.
         other = layers()
         other.register_comm_hook(state, hook)
-        raises(AbortedError, "an earlier bucket failed", lambda m=other: train(m, adam(m), rank, [3]))
+        raises(
+            AbortedError, "an earlier bucket failed", lambda m=other: train(m, adam(m), rank, [3])
+        )
         state.close()
 
         model = layers()
@@ -941,4 +969,3 @@ def a_state_that_is_let_go_stops_its_thread(rank, world):
     while len(ours()) > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert len(ours()) == before
-
