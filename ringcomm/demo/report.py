@@ -33,6 +33,7 @@ NOTES = (
     "bits/value: counted from the bytes that ringcomm sent; for gloo computed (a ring of float32).",
     "comm: median time per step with a bucket under way, from hook call to completion, same clock",
     "for all; waiting for the other rank is in it. step: median time of a whole training step.",
+    "The runs of a seed take turns of a few steps each, so that they meet the same machine.",
 )
 
 _COLORS = {
