@@ -33,7 +33,7 @@ _BASELINE_BITS = 32.0
 
 @dataclass(frozen=True)
 class RunResult:
-    """What one run gave. Times are means over ranks, per step."""
+    """What one run gave. Lists of times have one value per step."""
 
     task: str
     config: str
@@ -52,7 +52,11 @@ class RunResult:
     """False: computed, for a ring all-reduce of float32."""
     bytes_sent_per_step: float
     comm_ms: list[float]
+    """Time with a bucket under way, of the rank that came later and so waited less."""
+    longest_comm_ms: list[float]
+    """The same of the rank that came first."""
     step_ms: list[float]
+    """Of the slower rank."""
     median_comm_ms: float
     median_step_ms: float
     worker_comm_ms: float | None
@@ -145,7 +149,11 @@ class Run:
             bits, sent = stats["bits_per_value"], stats["bytes_sent"] / stats["steps"]
             worker_ms = stats["comm_seconds"] / stats["steps"] * 1e3
             self._state.close()
-        losses, step_ms, comm_ms = _mean_over_ranks(self._losses, self._step_ms, self._comm_ms)
+        losses = _over_ranks(self._losses, dist.ReduceOp.SUM)
+        losses = [loss / world_size for loss in losses]
+        step_ms = _over_ranks(self._step_ms, dist.ReduceOp.MAX)
+        comm_ms = _over_ranks(self._comm_ms, dist.ReduceOp.MIN)
+        longest_comm_ms = _over_ranks(self._comm_ms, dist.ReduceOp.MAX)
         return RunResult(
             task=self.task.name,
             config=self.config,
@@ -159,6 +167,7 @@ class Run:
             bits_measured=self._state is not None,
             bytes_sent_per_step=sent,
             comm_ms=comm_ms,
+            longest_comm_ms=longest_comm_ms,
             step_ms=step_ms,
             median_comm_ms=statistics.median(comm_ms[_UNTIMED_STEPS:]),
             median_step_ms=statistics.median(step_ms[_UNTIMED_STEPS:]),
@@ -214,11 +223,11 @@ def _evaluate(model: nn.Module, judge: _Judge) -> float:
     return (total[0] / total[1]).item()
 
 
-def _mean_over_ranks(*series: list[float]) -> list[list[float]]:
+def _over_ranks(series: list[float], op: dist.ReduceOp.RedOpType) -> list[float]:
     values = torch.tensor(series, dtype=torch.float64)
-    dist.all_reduce(values)
-    means: list[list[float]] = (values / dist.get_world_size()).tolist()
-    return means
+    dist.all_reduce(values, op=op)
+    reduced: list[float] = values.tolist()
+    return reduced
 
 
 def _replicas_equal(model: nn.Module) -> bool:
