@@ -26,7 +26,7 @@ lint: build
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CSRC)
-	$(BIN)/python -m mypy.stubtest ringcomm._core --ignore-unused-allowlist --allowlist tests/stubtest_allowlist.txt
+	$(BIN)/python -m mypy.stubtest ringcomm._core --mypy-config-file pyproject.toml --ignore-unused-allowlist --allowlist tests/stubtest_allowlist.txt
 
 format: $(VENV)/.tools
 	$(BIN)/ruff check --fix .

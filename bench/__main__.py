@@ -20,7 +20,15 @@ def main() -> None:
     stem = f"{datetime.date.today():%Y-%m-%d}-{len(os.sched_getaffinity(0))}core"
     ranks = (2,) if args.quick else (2, 4)
     runs = {
-        f"collectives-{n}ranks": ["bench.collectives", "-n", str(n), "--codec", "none", "int8", "int4"]
+        f"collectives-{n}ranks": [
+            "bench.collectives",
+            "-n",
+            str(n),
+            "--codec",
+            "none",
+            "int8",
+            "int4",
+        ]
         + (["-f", "64"] if args.quick else [])
         for n in ranks
     }

@@ -19,6 +19,7 @@ Wire format: blocks of 32 values with one bfloat16 scale, see ``csrc/wire/codec_
 Nothing here needs torch.
 """
 
+import contextlib
 import difflib
 import re
 import sys
@@ -42,6 +43,7 @@ _BY_WIDTH = {"4": "int4", "8": "int8", "16": "bf16"}
 _DOWN_OF = {"int4": "int8"}  # other codecs go down as they went up
 _OPTIONS = ("rounding", "seed", "ef")
 _ROUNDINGS = ("nearest", "stochastic")
+_STOCHASTIC = ("int8", "int4")
 _FLAGS = {"1": True, "true": True, "on": True, "0": False, "false": False, "off": False}
 _SPEC = re.compile(r"([^/\[\]]*)(?:/([^/\[\]]*))?(?:\[([^\[\]]*)\])?")
 _INPUTS = ("float32", "bfloat16", "float16")
@@ -329,6 +331,12 @@ def _checked(
         )
     if up == _NONE and (feedback or rounding != "nearest"):
         raise UsageError(f"{where}: 'none' is exact and takes no options")
+    whole = [_NAMES[way] for way in (up, down) if _NAMES[way] not in _STOCHASTIC]
+    if rounding == "stochastic" and whole:
+        raise UsageError(
+            f"{where}: {whole[0]} rounds to nearest only; rounding=stochastic takes "
+            f"{' and '.join(_STOCHASTIC)}, both up and down"
+        )
     if seed and rounding != "stochastic":
         raise UsageError(f"{where}: seed has no effect without rounding=stochastic")
     if not 0 <= seed <= _MAX_SEED:
@@ -429,10 +437,8 @@ def _dtype_name(dtype: Any) -> str:
         return "float32"
     name = dtype if isinstance(dtype, str) else str(dtype).removeprefix("torch.")
     if name not in _INPUTS:
-        try:
+        with contextlib.suppress(TypeError):
             name = np.dtype(dtype).name
-        except TypeError:
-            pass
     if name not in _INPUTS:
         raise UsageError(f"dtype is {dtype!r}, expected one of {', '.join(_INPUTS)}")
     return name

@@ -1,6 +1,7 @@
 """The communicator: collectives on torch tensors, NumPy arrays and DLPack arrays of one host."""
 
 import atexit
+import contextlib
 import os
 import sys
 import threading
@@ -12,7 +13,7 @@ from ringcomm import _core, env
 from ringcomm.arrays import ArrayView, contiguous_copy, copy_back, empty_like, view
 from ringcomm.codecs import Codec
 from ringcomm.codecs import codec as parse_codec
-from ringcomm.errors import UsageError
+from ringcomm.errors import AbortedError, RingcommError, UsageError
 from ringcomm.plan import Plan, choose
 from ringcomm.rendezvous import Endpoints, boot_id, rendezvous
 from ringcomm.store import Store, TCPStore, shared_store
@@ -24,6 +25,10 @@ DEFAULT_BUFFER_KIB = 256
 
 _NUM_BUFFERS = 4
 _DEFAULT_PORT = 29433
+_MAX_NAME_BYTES = 64
+_first_seq = 0
+"""Where the wrapping counters of new groups start. Tests let them wrap around early."""
+
 _OPS: dict[str, int] = _core.OPS
 _REDUCE_OPS: dict[str, int] = _core.REDUCE_OPS
 _ALGOS: dict[str | None, int] = {None: -1} | dict(_core.ALGOS.items())
@@ -34,7 +39,10 @@ _ALL_REDUCE = _OPS["all_reduce"]
 class Work:
     """The handle of an asynchronous call. Keeps the arrays alive until the call has finished."""
 
-    def __init__(self, core: Any, result: Any, finish: Any, keep: tuple[Any, ...]) -> None:
+    def __init__(
+        self, comm: "Communicator", core: Any, result: Any, finish: Any, keep: tuple[Any, ...]
+    ) -> None:
+        self._comm = comm
         self._core = core
         self._result = result
         self._finish = finish  # copies a temporary back; runs once, in the first wait()
@@ -54,8 +62,17 @@ class Work:
         Raises:
             TimeoutError: not finished after ``timeout`` seconds; the call goes on.
             RingcommError: what the synchronous call would have raised.
+            KeyboardInterrupt: Ctrl-C, or what another signal handler raises; this ends the
+                communicator for all ranks, as it does in a synchronous call.
         """
-        if not self._core.wait(-1.0 if timeout is None else timeout):
+        try:
+            finished = self._core.wait(-1.0 if timeout is None else timeout)
+        except RingcommError:
+            raise
+        except BaseException as error:  # a signal handler raised: KeyboardInterrupt, as a rule
+            self._comm._interrupted(error)
+            raise
+        if not finished:
             raise TimeoutError(f"the collective is still running after {timeout:g} s")
         with self._lock:
             if self._finish is not None:
@@ -81,7 +98,14 @@ class Communicator:
     """
 
     def __init__(
-        self, endpoints: Endpoints, rank: int, *, name: str, timeout: float, buffer_bytes: int
+        self,
+        endpoints: Endpoints,
+        rank: int,
+        *,
+        name: str,
+        timeout: float,
+        buffer_bytes: int,
+        first_seq: int = 0,
     ) -> None:
         self.rank = rank
         self.world_size = len(endpoints.pids)
@@ -98,6 +122,7 @@ class Communicator:
             staging_fds=endpoints.staging_fds,
             pidfds=endpoints.pidfds,
             pids=endpoints.pids,
+            first_seq=first_seq,
         )
         self._collective = self._core.collective
         self._encoded_calls = 0  # the step of stochastic rounding
@@ -133,7 +158,7 @@ class Communicator:
                 as ``x``, added before encoding; holds afterwards what the encoding lost.
             owner_residual: The same for the sums; a rank touches the elements that it owns.
             step: Counter of stochastic rounding, the same on all ranks; None counts encoded calls.
-            tag: Up to 24 characters that must agree on all ranks and appear in errors.
+            tag: Up to 24 bytes (UTF-8) that must agree on all ranks and appear in errors.
 
         Returns:
             ``x``, or a :class:`Work` whose ``wait()`` returns it.
@@ -195,7 +220,7 @@ class Communicator:
                 tag,
                 async_op,
             )
-        return _result(core, x, finish, (target, residual, owner_residual))
+        return self._result(core, x, finish, (target, residual, owner_residual))
 
     def broadcast(self, x: Any, root: int = 0, async_op: bool = False, *, tag: str = "") -> Any:
         """Copies the root's ``x`` into everybody's ``x``, in place.
@@ -227,7 +252,7 @@ class Communicator:
             tag,
             async_op,
         )
-        return _result(core, x, finish, (target,))
+        return self._result(core, x, finish, (target,))
 
     def all_gather(self, x: Any, out: Any = None, async_op: bool = False, *, tag: str = "") -> Any:
         """Gathers every rank's ``x`` on every rank.
@@ -261,7 +286,7 @@ class Communicator:
             tag,
             async_op,
         )
-        return _result(core, out, None, (source, target))
+        return self._result(core, out, None, (source, target))
 
     def reduce_scatter(
         self, x: Any, op: str = "sum", out: Any = None, async_op: bool = False, *, tag: str = ""
@@ -304,7 +329,7 @@ class Communicator:
             tag,
             async_op,
         )
-        return _result(core, out, None, (source, target))
+        return self._result(core, out, None, (source, target))
 
     def barrier(self, *, tag: str = "") -> None:
         """Blocks until every rank has called it."""
@@ -318,6 +343,17 @@ class Communicator:
         """What a call on ``num_bytes`` bytes per rank would do, and why. Sends nothing."""
         compress = parse_codec("none" if codec is None else codec)
         return choose(op, num_bytes, self.world_size, compress, self._core.inline_bytes)
+
+    def owned(self, num_elems: int) -> list[tuple[int, int]]:
+        """The parts of an array whose sums this rank encodes in an ``all_reduce`` with a codec.
+
+        Args:
+            num_elems: Elements of the array.
+
+        Returns:
+            Ranges (begin, end) in order; those of ``owner_residual`` that this rank reads and writes.
+        """
+        return self._core.encoded_sums(num_elems)
 
     def stats(self) -> dict[str, dict[str, float]]:
         """Counters per operation since :func:`init`, or the last :meth:`reset_stats`.
@@ -357,6 +393,19 @@ class Communicator:
 
     def __reduce__(self) -> Any:
         raise UsageError("a communicator cannot be pickled; init() one in each process")
+
+    def _result(self, core: Any, value: Any, finish: Any, keep: tuple[Any, ...]) -> Any:
+        if core is not None:
+            return Work(self, core, value, finish, keep)
+        if finish is not None:
+            finish()
+        return value
+
+    def _interrupted(self, error: BaseException) -> None:
+        with contextlib.suppress(AbortedError):  # closed already
+            self._core.abort(
+                f"it was interrupted ({type(error).__name__}) while it waited for a call"
+            )
 
     def _check_root(self, root: int) -> None:
         if not 0 <= root < self.world_size:
@@ -422,14 +471,6 @@ def _residual_pointer(residual: Any, num_elems: int, role: str) -> int:
     return target.ptr
 
 
-def _result(core: Any, value: Any, finish: Any, keep: tuple[Any, ...]) -> Any:
-    if core is not None:
-        return Work(core, value, finish, keep)
-    if finish is not None:
-        finish()
-    return value
-
-
 # ---- init ----------------------------------------------------------------------------------------
 
 _counters: "weakref.WeakKeyDictionary[Any, int]" = weakref.WeakKeyDictionary()
@@ -460,7 +501,7 @@ def init(
         group: A torch process group whose ranks become this communicator's, in its order.
         timeout: Deadline of set-up and of every call, in seconds or as timedelta; default
             ``RINGCOMM_TIMEOUT`` (300).
-        name: Appears in errors.
+        name: Appears in errors; at most 64 bytes of UTF-8.
 
     Returns:
         The communicator, to be closed or used in a ``with`` statement.
@@ -496,7 +537,13 @@ def init(
         raise UsageError(f"world_size must be 1 to {_core.MAX_RANKS}, not {world_size}")
     if not 0 <= rank < world_size:
         raise UsageError(f"rank must be 0 to {world_size - 1}, not {rank}")
-    if store is None:
+    if len(name.encode()) > _MAX_NAME_BYTES:
+        raise UsageError(
+            f"name has {len(name.encode())} bytes, at most {_MAX_NAME_BYTES} are allowed"
+        )
+    if world_size == 1:
+        store = None
+    elif store is None:
         store = _default_store(rank, world_size, seconds)
     with rendezvous(
         store,
@@ -506,8 +553,19 @@ def init(
         name=name,
         timeout=seconds,
         buffer_bytes=buffer_bytes,
+        first_seq=_first_seq,
     ) as endpoints:
-        comm = Communicator(endpoints, rank, name=name, timeout=seconds, buffer_bytes=buffer_bytes)
+        comm = Communicator(
+            endpoints,
+            rank,
+            name=name,
+            timeout=seconds,
+            buffer_bytes=buffer_bytes,
+            first_seq=_first_seq,
+        )
+    if store is not None and store in _group_stores:  # every rank has read it
+        _group_stores.remove(store)
+        store.close()
     env.logger().info(
         "group '%s': rank %d of %d, shared memory, %s kernels, deadline %g s",
         name,
@@ -535,6 +593,8 @@ def _buffer_bytes() -> int:
 
 def _next_prefix(store: Any) -> str:
     """A key prefix that no other communicator and no earlier start of this job has used."""
+    if store is None:
+        return ""
     with _counters_lock:
         try:
             number = _counters[store] = _counters.get(store, 0) + 1
@@ -571,7 +631,7 @@ def _meet_through_group(group: Any, seconds: float) -> tuple[int, int, Store | N
             "inside one host. Use ringcomm.attach(model, transport='torch') across hosts"
         )
     if server is not None:
-        _group_stores.append(server)  # serves until every rank has met
+        _group_stores.append(server)  # serves until every rank has met, or one failed
         return rank, world_size, server
     return rank, world_size, TCPStore(port=offers[0][1], is_server=False, timeout=seconds)
 
@@ -580,8 +640,6 @@ _group_stores: list[TCPStore] = []
 
 
 def _default_store(rank: int, world_size: int, seconds: float) -> Store:
-    if world_size == 1:
-        return TCPStore(is_server=True)
     host = env.get("MASTER_ADDR") or "127.0.0.1"
     port = env.get("MASTER_PORT") or _DEFAULT_PORT
     if env.get("TORCHELASTIC_USE_AGENT_STORE"):

@@ -101,13 +101,6 @@ def mix64(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def mix32(bits: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-    """One round of the 32-bit mixer "lowbias32"."""
-    bits = (bits ^ (bits >> np.uint32(16))) * np.uint32(0x7FEB352D)
-    bits = (bits ^ (bits >> np.uint32(15))) * np.uint32(0x846CA68B)
-    return bits ^ (bits >> np.uint32(16))
-
-
 def uniform(draw: Draw, num_elems: int) -> Float32:
     """The numbers in [0, 1), 24 bits each, that belong to elements first_elem, first_elem + 1, ..."""
     index = np.arange(num_elems, dtype=np.uint64) + np.uint64(draw.first_elem)
@@ -117,8 +110,11 @@ def uniform(draw: Draw, num_elems: int) -> Float32:
         key = mix64(key ^ ((draw.step + 0x9E3779B97F4A7C15) & MASK64))
         key = mix64(key ^ (int(high) << 32) ^ draw.rank)
         here = (index >> np.uint64(32)) == high
-        bits = mix32((index[here] & np.uint64(MASK32)).astype(np.uint32) ^ np.uint32(key & MASK32))
-        bits = mix32(bits + np.uint32(key >> 32))
+        bits = (index[here] & np.uint64(MASK32)).astype(np.uint32) ^ np.uint32(key & MASK32)
+        bits = (bits ^ (bits >> np.uint32(16))) * np.uint32(0x7FEB352D)
+        bits = bits + np.uint32(key >> 32)
+        bits = (bits ^ (bits >> np.uint32(15))) * np.uint32(0x846CA68B)
+        bits = bits ^ (bits >> np.uint32(16))
         result[here] = (bits >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
     return result
 
@@ -162,14 +158,6 @@ def encode_cast(codec: str, values: Float32) -> Bytes:
     return narrow(values, np.uint16 if codec == "bf16" else np.float16).view(np.uint8)
 
 
-def largest_scale(codec: str) -> int:
-    """The largest bfloat16 whose product with the largest code is finite in float32."""
-    every_scale = np.arange(0x7F80, dtype=np.uint16)
-    with np.errstate(over="ignore"):
-        product = bfloat16_to_float32(every_scale) * np.float32(LARGEST_CODE[codec])
-    return int(every_scale[np.isfinite(product)][-1])
-
-
 def encode_blocks(codec: str, values: Float32, draw: Draw | None) -> Bytes:
     largest_code = np.float32(LARGEST_CODE[codec])
     num_blocks = -(-len(values) // BLOCK_ELEMS)
@@ -179,7 +167,6 @@ def encode_blocks(codec: str, values: Float32, draw: Draw | None) -> Bytes:
     # One scale per block; 0 if it would be below the smallest normal number, NaN if a value is not finite.
     absmax = np.abs(blocks).max(axis=1, initial=0)  # a NaN comes out as NaN
     scale_bits = float32_to_bfloat16(absmax * (np.float32(1) / largest_code))
-    scale_bits = np.minimum(scale_bits, np.uint16(largest_scale(codec)))
     scale_bits[scale_bits < SMALLEST_NORMAL_SCALE] = 0
     finite = np.isfinite(absmax)
     scale_bits[~finite] = NAN_SCALE

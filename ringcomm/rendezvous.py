@@ -1,14 +1,18 @@
 """How the ranks of one node meet: through a store, then through a Unix socket.
 
-1. Every rank says hello in the store (versions, host, process, settings). Rank 0 reads all of them and
-   publishes one verdict: the address of its socket, or the error that everybody raises.
+1. Every rank says hello in the store (versions, host, process, settings, a nonce). Rank 0 reads all of
+   them and publishes one verdict: the address of its socket, or the error that everybody raises. The
+   verdict repeats the nonces, so nobody acts on one that an earlier run left in the store.
 2. Every rank connects and hands over its staging segment and a pidfd of itself; rank 0 hands out all
    of them together with the control page (``SCM_RIGHTS``). The socket sits in a 0700 directory that is
    removed as soon as everybody is connected. No shared object has a name.
+
+Until pidfds have been exchanged, /proc tells whether a process that said hello is still there.
 """
 
 import array
 import contextlib
+import fcntl
 import json
 import os
 import secrets
@@ -23,15 +27,19 @@ from typing import Any
 
 from ringcomm import _core, errors
 from ringcomm._version import __version__
-from ringcomm.store import Store, get_before
+from ringcomm.store import Store, TCPStore, get_before
 
 __all__ = ["Endpoints", "boot_id", "rendezvous"]
 
 Message = dict[str, Any]
+
 _LENGTH = struct.Struct("<I")
 _MAX_MESSAGE = 64 * 1024
 _FDS_PER_MESSAGE = 64  # the kernel takes 253
 _POLL_S = 0.05
+_STORE_SLICE_S = 0.1  # longest wait in the store between two looks at the other processes
+_STALE_GRACE_S = 0.5  # for the successor of a dead process whose hello was there before we came
+_ACKNOWLEDGE_S = 1.0  # rank 0 serves its store this long for ranks that have not read its error
 
 
 @dataclass
@@ -60,7 +68,7 @@ def boot_id() -> str:
 
 
 def rendezvous(
-    store: Store,
+    store: Store | None,
     rank: int,
     world_size: int,
     *,
@@ -68,40 +76,110 @@ def rendezvous(
     name: str,
     timeout: float,
     buffer_bytes: int,
+    first_seq: int = 0,
 ) -> Endpoints:
     """Meets the other ranks; collective. Blocks until all have come, at most ``timeout`` seconds.
 
     Args:
-        store: shared by all ranks of this group.
+        store: shared by all ranks of this group; None for a single rank.
         prefix: keys of this group in the store; unique per group and per restart.
         name: of the group, for messages.
         buffer_bytes: size of one staging buffer, the same on all ranks.
+        first_seq: where the group's wrapping counters start, the same on all ranks; for tests.
 
     Raises:
         UsageError: ranks are on several hosts, or disagree on versions or settings.
         DeadlineError: a rank did not come. PeerLostError: one died on the way.
         SystemResourceError: no memory or descriptors. On every rank the same sentence.
     """
-    deadline = time.monotonic() + timeout
-    staging_fd = _core.create_segment(f"ringcomm-{name}-{rank}", _core.staging_bytes(buffer_bytes))
-    pidfd = _own_pidfd()
-    try:
-        hello = {
+    meeting = _Meeting(store, rank, world_size, prefix, name, timeout, buffer_bytes, first_seq)
+    with contextlib.ExitStack() as cleanup:
+        staging_fd = _core.create_segment(
+            f"ringcomm-{name}-{rank}", _core.staging_bytes(buffer_bytes)
+        )
+        cleanup.callback(os.close, staging_fd)
+        _core.format_staging(staging_fd, buffer_bytes, first_seq)
+        pidfd = _own_pidfd()
+        if pidfd >= 0:
+            cleanup.callback(os.close, pidfd)
+        if store is not None:
+            store.set(meeting.key("hello", rank), json.dumps(meeting.hello).encode())
+        if rank == 0:
+            return _Host(meeting).run(staging_fd, pidfd)
+        return _Guest(meeting).run(staging_fd, pidfd)
+
+
+class _Meeting:
+    """What one rank knows about the group while it forms."""
+
+    def __init__(
+        self,
+        store: Store | None,
+        rank: int,
+        world_size: int,
+        prefix: str,
+        name: str,
+        timeout: float,
+        buffer_bytes: int,
+        first_seq: int,
+    ) -> None:
+        self.store = store
+        self.rank = rank
+        self.world_size = world_size
+        self.prefix = prefix
+        self.name = name
+        self.timeout = timeout
+        self.buffer_bytes = buffer_bytes
+        self.first_seq = first_seq
+        self.start = time.monotonic()
+        self.deadline = self.start + timeout
+        self.hello: Message = {
             "boot_id": boot_id(),
             "buffer_bytes": buffer_bytes,
+            "nonce": secrets.token_hex(8),
             "pid": os.getpid(),
+            "pid_namespace": _pid_namespace(),
+            "process_start": _process_start(os.getpid()),
             "protocol": [_core.SHARED_LAYOUT_VERSION, _core.CODEC_FORMAT_VERSION],
+            "time": self.start,  # CLOCK_MONOTONIC: one clock for all processes of the host
             "version": __version__,
             "world_size": world_size,
         }
-        store.set(f"{prefix}/hello/{rank}", json.dumps(hello).encode())
-        if rank == 0:
-            return _Host(store, world_size, prefix, name, deadline, timeout).run(staging_fd, pidfd)
-        return _join(store, rank, prefix, name, deadline, timeout, staging_fd, pidfd)
-    finally:
-        os.close(staging_fd)
-        if pidfd >= 0:
-            os.close(pidfd)
+
+    def key(self, kind: str, rank: int | None = None) -> str:
+        return f"{self.prefix}/{kind}" + ("" if rank is None else f"/{rank}")
+
+    def read(self, kind: str, rank: int | None = None, seconds: float = 0.0) -> Message | None:
+        """What is under a key of the store; None if nobody has set it within ``seconds``."""
+        assert self.store is not None
+        try:
+            value = get_before(self.store, self.key(kind, rank), time.monotonic() + seconds)
+        except errors.DeadlineError:
+            return None
+        message = json.loads(value)
+        return message if isinstance(message, dict) else None
+
+    def is_lost(self, hello: Message) -> bool:
+        """Whether the process that said this hello is gone, and nobody will say it again for it."""
+        if hello["pid_namespace"] != self.hello["pid_namespace"] or not _is_gone(hello):
+            return False
+        before_us = hello["time"] < self.start
+        return not before_us or time.monotonic() > self.start + _STALE_GRACE_S
+
+    def lost(self, rank: int, hello: Message | None) -> errors.PeerLostError:
+        """The error about a process that is gone; the same sentence on every rank."""
+        pid = f" (pid {hello['pid']})" if hello else ""
+        error = errors.PeerLostError(
+            f"rank {rank}{pid} of group '{self.name}' died before its first collective. The communicator is lost: "
+            "close it and init() a new one, with a fresh store if this one served an earlier run."
+        )
+        error.rank = rank
+        return error
+
+    def late(self, ranks: list[int], what: str) -> errors.DeadlineError:
+        error = errors.DeadlineError(f"set-up of group '{self.name}': {what}")
+        error.rank = ranks[0]
+        return error
 
 
 def _own_pidfd() -> int:
@@ -111,159 +189,221 @@ def _own_pidfd() -> int:
         return -1
 
 
-def _is_gone(pid: int) -> bool:
+def _pid_namespace() -> int:
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        return os.stat("/proc/self/ns/pid").st_ino
     except OSError:
-        return True
-    return stat.rpartition(")")[2].split()[0] in "ZX"
+        return 0
+
+
+def _stat_fields(pid: int) -> list[str] | None:
+    """The fields of /proc/<pid>/stat from the third (the state) on; None if there is no process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+
+
+def _process_start(pid: int) -> int:
+    fields = _stat_fields(pid)
+    return int(fields[19]) if fields else 0
+
+
+def _is_gone(hello: Message) -> bool:
+    fields = _stat_fields(hello["pid"])
+    return fields is None or fields[0] in "ZX" or int(fields[19]) != hello["process_start"]
 
 
 # ---- rank 0 --------------------------------------------------------------------------------------
 
 
 class _Host:
-    def __init__(
-        self, store: Store, world_size: int, prefix: str, name: str, deadline: float, timeout: float
-    ) -> None:
-        self.store = store
-        self.world_size = world_size
-        self.prefix = prefix
-        self.name = name
-        self.deadline = deadline
-        self.timeout = timeout
+    def __init__(self, meeting: _Meeting) -> None:
+        self.meeting = meeting
         self.token = secrets.token_hex(16)
+        self.hellos: dict[int, Message] = {0: meeting.hello}
+        self.connections: dict[int, socket.socket] = {}
+        self.received: list[int] = []  # descriptors that are ours to close
 
     def run(self, staging_fd: int, pidfd: int) -> Endpoints:
         try:
-            hellos = self._read_hellos()
-        except errors.RingcommError as error:
-            self._publish({"error": str(error), "class": type(error).__name__, "rank": error.rank})
-            raise
-        _sweep_stale_directories()
-        directory = tempfile.mkdtemp(prefix=f"ringcomm-{os.getuid()}-{os.getpid()}-")
-        connections: dict[int, socket.socket] = {}
-        control_fd = -1
-        received: list[int] = []
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-                path = os.path.join(directory, "socket")
-                listener.bind(path)
-                listener.listen(self.world_size)
-                self._publish({"path": path, "token": self.token})
-                fds = self._accept_all(listener, connections, received, [h["pid"] for h in hellos])
-            shutil.rmtree(directory)
-            fds[0] = (os.dup(staging_fd), os.dup(pidfd) if pidfd >= 0 else -1)
-            received.extend(fd for fd in fds[0] if fd >= 0)
-            control_fd = _core.create_segment(
-                f"ringcomm-{self.name}-control", _core.control_bytes(self.world_size)
-            )
-            received.append(control_fd)
-            _core.format_control(control_fd, self.world_size)
-            endpoints = Endpoints(
-                control_fd,
-                [fds[rank][0] for rank in range(self.world_size)],
-                [fds[rank][1] for rank in range(self.world_size)],
-                [hello["pid"] for hello in hellos],
-            )
-            for connection in connections.values():
-                _send_endpoints(connection, endpoints, self.deadline)
+            fds = self._meet() if self.meeting.world_size > 1 else {}
+            fds[0] = (self._own(os.dup(staging_fd)), self._own(os.dup(pidfd)) if pidfd >= 0 else -1)
+            endpoints = self._endpoints(fds)
+            for connection in self.connections.values():
+                _send_endpoints(connection, endpoints, self.meeting.deadline)
             return endpoints
         except BaseException as error:
-            verdict: Message = {"error": str(error), "class": "RingcommError", "rank": None}
-            if isinstance(error, errors.RingcommError):
-                verdict.update({"class": type(error).__name__, "rank": error.rank})
-            for connection in connections.values():
-                with contextlib.suppress(OSError):
-                    _send(connection, verdict)
-            for fd in received:
+            self._tell(error)
+            for fd in self.received:
                 os.close(fd)
             raise
         finally:
-            shutil.rmtree(directory, ignore_errors=True)
-            for connection in connections.values():
+            for connection in self.connections.values():
                 connection.close()
 
-    def _publish(self, verdict: Message) -> None:
-        self.store.set(f"{self.prefix}/verdict", json.dumps(verdict).encode())
+    def _own(self, fd: int) -> int:
+        self.received.append(fd)
+        return fd
 
-    def _read_hellos(self) -> list[Message]:
-        hellos: list[Message] = []
-        missing: list[int] = []
-        for rank in range(self.world_size):
-            try:
-                # Once the deadline is over, only those that are there already still count.
-                hellos.append(
-                    json.loads(get_before(self.store, f"{self.prefix}/hello/{rank}", self.deadline))
-                )
-            except errors.DeadlineError:
-                missing.append(rank)
-        if missing:
-            error = errors.DeadlineError(
-                f"set-up of group '{self.name}': rank(s) {missing} of {self.world_size} did not come within "
-                f"{self.timeout:g} s; did they start, with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE?"
+    def _endpoints(self, fds: dict[int, tuple[int, int]]) -> Endpoints:
+        ranks = range(self.meeting.world_size)
+        control_fd = self._own(
+            _core.create_segment(
+                f"ringcomm-{self.meeting.name}-control",
+                _core.control_bytes(self.meeting.world_size),
             )
-            error.rank = missing[0]
-            raise error
-        for rank, hello in enumerate(hellos):
-            for key, advice in (
-                ("world_size", "start every rank with the same WORLD_SIZE"),
-                ("version", "install the same ringcomm everywhere"),
-                ("protocol", "install the same ringcomm everywhere"),
-                ("boot_id", _SPANS_HOSTS),
-                ("buffer_bytes", "set the same RINGCOMM_STAGING_KIB everywhere"),
-            ):
-                if hello[key] != hellos[0][key]:
-                    raise errors.UsageError(
-                        f"set-up of group '{self.name}': rank 0 has {key} {hellos[0][key]!r}, rank {rank} has "
-                        f"{hello[key]!r}; {advice}"
-                    )
-        return hellos
+        )
+        _core.format_control(control_fd, self.meeting.world_size, self.meeting.first_seq)
+        return Endpoints(
+            control_fd,
+            [fds[rank][0] for rank in ranks],
+            [fds[rank][1] for rank in ranks],
+            [self.hellos[rank]["pid"] for rank in ranks],
+        )
 
-    def _accept_all(
-        self,
-        listener: socket.socket,
-        connections: dict[int, socket.socket],
-        received: list[int],
-        pids: list[int],
-    ) -> dict[int, tuple[int, int]]:
+    def _meet(self) -> dict[int, tuple[int, int]]:
+        self._read_hellos()
+        _sweep_stale_directories()
+        try:
+            directory = tempfile.mkdtemp(prefix=f"ringcomm-{os.getuid()}-{os.getpid()}-")
+        except OSError as error:
+            raise errors.SystemResourceError(
+                f"rank 0 cannot make a directory for its socket ({error}); set TMPDIR to a writable directory"
+            ) from error
+        lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # alive, says it to those who sweep
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+                path = os.path.join(directory, "socket")
+                try:
+                    listener.bind(path)
+                except OSError as error:
+                    raise errors.SystemResourceError(
+                        f"rank 0 cannot listen on {path} ({error}); set TMPDIR to a short path of a local directory"
+                    ) from error
+                listener.listen(self.meeting.world_size)
+                address = {"path": path, "token": self.token}
+                self._publish(address)
+                return self._accept_all(listener, address)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+            os.close(lock)
+
+    def _publish(self, verdict: Message) -> None:
+        assert self.meeting.store is not None
+        nonces = {str(rank): hello["nonce"] for rank, hello in self.hellos.items()}
+        self.meeting.store.set(
+            self.meeting.key("verdict"), json.dumps(verdict | {"nonces": nonces}).encode()
+        )
+
+    def _tell(self, error: BaseException) -> None:
+        """Makes everybody raise what rank 0 raises."""
+        verdict: Message = {"error": str(error), "class": "RingcommError", "rank": None}
+        if isinstance(error, errors.RingcommError):
+            verdict |= {"class": type(error).__name__, "rank": error.rank}
+        else:
+            verdict["error"] = (
+                f"rank 0 failed in the set-up of group '{self.meeting.name}': {error!r}"
+            )
+        for connection in self.connections.values():
+            with contextlib.suppress(OSError):
+                _send(connection, verdict)
+        store = self.meeting.store
+        if store is None or self.meeting.world_size == 1:
+            return
+        with contextlib.suppress(Exception):
+            self._publish(verdict)
+            if not isinstance(store, TCPStore) or not store.is_server:
+                return
+            # The store goes when this process goes: let the others read first.
+            end = time.monotonic() + _ACKNOWLEDGE_S
+            for rank, hello in self.hellos.items():
+                while rank not in (0, *self.connections) and time.monotonic() < end:
+                    if self.meeting.read("seen", rank, _POLL_S) == {"nonce": hello["nonce"]}:
+                        break
+                    if _is_gone(hello):
+                        break
+
+    def _read_hellos(self) -> None:
+        meeting = self.meeting
+        while len(self.hellos) < meeting.world_size:
+            missing = [rank for rank in range(meeting.world_size) if rank not in self.hellos]
+            late = time.monotonic() > meeting.deadline
+            for i, rank in enumerate(missing):
+                # One is waited for; the others count if they are there already.
+                hello = meeting.read("hello", rank, 0.0 if late or i else _STORE_SLICE_S)
+                if hello is not None:
+                    self._greet(rank, hello)
+            missing = [rank for rank in missing if rank not in self.hellos]
+            self._check_alive(list(self.hellos))
+            if late and missing:
+                raise meeting.late(
+                    missing,
+                    f"rank(s) {missing} of {meeting.world_size} did not come within {meeting.timeout:g} s; did they "
+                    "start, with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE?",
+                )
+
+    def _greet(self, rank: int, hello: Message) -> None:
+        self.hellos[rank] = hello
+        ours = self.meeting.hello
+        for key, advice in (
+            ("world_size", "start every rank with the same WORLD_SIZE"),
+            ("version", "install the same ringcomm everywhere"),
+            ("protocol", "install the same ringcomm everywhere"),
+            ("boot_id", _SPANS_HOSTS),
+            ("buffer_bytes", "set the same RINGCOMM_STAGING_KIB everywhere"),
+        ):
+            if hello.get(key) != ours[key]:
+                raise errors.UsageError(
+                    f"set-up of group '{self.meeting.name}': rank 0 has {key} {ours[key]!r}, rank {rank} has "
+                    f"{hello.get(key)!r}; {advice}"
+                )
+
+    def _check_alive(self, ranks: list[int]) -> None:
+        for rank in ranks:
+            if self.meeting.is_lost(self.hellos[rank]):
+                raise self.meeting.lost(rank, self.hellos[rank])
+
+    def _accept_all(self, listener: socket.socket, address: Message) -> dict[int, tuple[int, int]]:
+        meeting = self.meeting
         fds: dict[int, tuple[int, int]] = {}
-        lost: errors.RingcommError | None = None
         listener.settimeout(_POLL_S)
-        while len(connections) < self.world_size - 1:
+        while len(self.connections) < meeting.world_size - 1:
             try:
                 connection, _ = listener.accept()
             except TimeoutError:
-                absent = [rank for rank in range(1, self.world_size) if rank not in connections]
-                dead = [rank for rank in absent if _is_gone(pids[rank])]
-                if lost is None and dead:
-                    lost = errors.PeerLostError(
-                        f"rank {dead[0]} (pid {pids[dead[0]]}) died during the set-up of group '{self.name}'"
-                    )
-                    lost.rank = dead[0]
-                if lost is not None and set(absent) <= set(dead):
-                    break
-                if time.monotonic() > self.deadline:
-                    late = errors.DeadlineError(
-                        f"set-up of group '{self.name}': rank(s) {absent} did not connect within {self.timeout:g} s"
-                    )
-                    late.rank = absent[0]
-                    raise late from None
+                absent = [r for r in range(1, meeting.world_size) if r not in self.connections]
+                self._look_for_successors(absent, address)
+                self._check_alive(absent)
+                if time.monotonic() > meeting.deadline:
+                    raise meeting.late(
+                        absent, f"rank(s) {absent} did not connect within {meeting.timeout:g} s"
+                    ) from None
                 continue
-            guest = self._admit(connection, received)
-            if guest is None or guest[0] in connections:
+            guest = self._admit(connection)
+            if guest is None or guest[0] in self.connections:
                 connection.close()
                 continue
             rank, staging_fd, pidfd = guest
-            connections[rank] = connection
+            self.connections[rank] = connection
             fds[rank] = (staging_fd, pidfd)
-        if lost is not None:
-            raise lost
         return fds
 
-    def _admit(self, connection: socket.socket, received: list[int]) -> tuple[int, int, int] | None:
+    def _look_for_successors(self, absent: list[int], address: Message) -> None:
+        """Takes new hellos of ranks whose hello was left over from an earlier run."""
+        changed = False
+        for rank in absent:
+            hello = self.meeting.read("hello", rank)
+            if hello is not None and hello["nonce"] != self.hellos[rank]["nonce"]:
+                self._greet(rank, hello)
+                changed = True
+        if changed:
+            self._publish(address)
+
+    def _admit(self, connection: socket.socket) -> tuple[int, int, int] | None:
         """Returns (rank, staging fd, pidfd) of a member of this group, None for a stranger."""
-        connection.settimeout(max(1.0, self.deadline - time.monotonic()))
+        connection.settimeout(max(1.0, self.meeting.deadline - time.monotonic()))
         credentials = connection.getsockopt(
             socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
         )
@@ -272,24 +412,15 @@ class _Host:
             return None
         try:
             message, fds = _receive(connection)
+        except errors.SystemResourceError:
+            raise
         except (OSError, errors.WireError, ValueError):
             return None
-        received.extend(fds)
+        self.received.extend(fds)
         rank = message.get("rank")
         if not secrets.compare_digest(str(message.get("token")), self.token) or not fds:
-            # A process of an earlier run that found the same store.
-            with contextlib.suppress(OSError):
-                _send(
-                    connection,
-                    {
-                        "error": f"this is not the group '{self.name}' that you are looking for: the store holds "
-                        "an address of another run. Use a fresh store or prefix per run.",
-                        "class": "UsageError",
-                        "rank": None,
-                    },
-                )
             return None
-        if not isinstance(rank, int) or not 0 < rank < self.world_size:
+        if not isinstance(rank, int) or not 0 < rank < self.meeting.world_size:
             return None
         return rank, fds[0], fds[1] if len(fds) > 1 else -1
 
@@ -303,43 +434,79 @@ _SPANS_HOSTS = (
 # ---- the other ranks -----------------------------------------------------------------------------
 
 
-def _join(
-    store: Store,
-    rank: int,
-    prefix: str,
-    name: str,
-    deadline: float,
-    timeout: float,
-    staging_fd: int,
-    pidfd: int,
-) -> Endpoints:
-    try:
+class _Guest:
+    def __init__(self, meeting: _Meeting) -> None:
+        self.meeting = meeting
+        self.host: Message | None = None  # rank 0's hello
+
+    def run(self, staging_fd: int, pidfd: int) -> Endpoints:
+        try:
+            while True:
+                verdict = self._wait_for_verdict()
+                self._raise_if_error(verdict)
+                endpoints = self._connect(verdict, staging_fd, pidfd)
+                if endpoints is not None:
+                    return endpoints
+                time.sleep(_POLL_S)  # rank 0 has died, or is about to say why it went away
+        except errors.PeerLostError as error:
+            if error.rank == 0:  # it cannot tidy up any more
+                _sweep_stale_directories()
+                raise self.meeting.lost(0, self.host) from error
+            raise
+
+    def _wait_for_verdict(self) -> Message:
+        meeting = self.meeting
         # Rank 0 reports missing ranks at its own deadline, which may have begun a little later.
-        verdict = json.loads(get_before(store, f"{prefix}/verdict", deadline + 2.0))
-    except errors.DeadlineError:
-        error = errors.DeadlineError(
-            f"set-up of group '{name}': rank {rank} heard nothing from rank 0 within {timeout:g} s; did rank 0 "
-            "start, with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE?"
+        while time.monotonic() < meeting.deadline + 2.0:
+            kind, rank = ("hello", 0) if self.host is None else ("verdict", None)
+            message = meeting.read(kind, rank, _STORE_SLICE_S)
+            if self.host is None:
+                self.host = message
+                continue
+            if message is not None:
+                if message["nonces"].get(str(meeting.rank)) == meeting.hello["nonce"]:
+                    return message
+                self.host = meeting.read("hello", 0) or self.host
+                time.sleep(_POLL_S)  # of an earlier run, or rank 0 has not seen us yet
+            if meeting.is_lost(self.host):
+                raise meeting.lost(0, self.host)
+        raise meeting.late(
+            [0],
+            f"rank {meeting.rank} heard nothing from rank 0 within {meeting.timeout:g} s; did rank 0 start, with the "
+            "same MASTER_ADDR, MASTER_PORT and WORLD_SIZE, and a store that no other run uses?",
         )
-        error.rank = 0
-        raise error from None
-    _raise_if_error(verdict)
-    path = verdict["path"]
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(max(1.0, deadline + 2.0 - time.monotonic()))
-            connection.connect(path)
-            _send(
-                connection,
-                {"rank": rank, "token": verdict["token"]},
-                [staging_fd] + ([pidfd] if pidfd >= 0 else []),
-            )
-            return _receive_endpoints(connection)
-    except (OSError, errors.WireError) as problem:
-        shutil.rmtree(os.path.dirname(path), ignore_errors=True)  # rank 0 cannot any more
-        lost = errors.PeerLostError(f"rank 0 died during the set-up of group '{name}' ({problem})")
-        lost.rank = 0
-        raise lost from problem
+
+    def _raise_if_error(self, verdict: Message) -> None:
+        if "error" not in verdict:
+            return
+        assert self.meeting.store is not None
+        with contextlib.suppress(Exception):
+            seen = json.dumps({"nonce": self.meeting.hello["nonce"]}).encode()
+            self.meeting.store.set(self.meeting.key("seen", self.meeting.rank), seen)
+        _raise_if_error(verdict)
+
+    def _connect(self, verdict: Message, staging_fd: int, pidfd: int) -> Endpoints | None:
+        meeting = self.meeting
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                connection.settimeout(max(1.0, meeting.deadline + 2.0 - time.monotonic()))
+                connection.connect(verdict["path"])
+                _send(
+                    connection,
+                    {"rank": meeting.rank, "token": verdict["token"]},
+                    [staging_fd] + ([pidfd] if pidfd >= 0 else []),
+                )
+                return _receive_endpoints(connection)
+        except errors.WireError:
+            return None
+        except errors.RingcommError:
+            raise  # what rank 0 raised, or no more descriptors here
+        except TimeoutError:
+            raise meeting.late(
+                [0], f"rank 0 did not answer within {meeting.timeout:g} s; is it stopped?"
+            ) from None
+        except OSError:
+            return None
 
 
 def _raise_if_error(message: Message) -> None:
@@ -359,23 +526,33 @@ def _send(connection: socket.socket, message: Message, fds: list[int] | None = N
 
 
 def _receive(connection: socket.socket) -> tuple[Message, list[int]]:
+    """The next message and its descriptors, which are the caller's to close."""
+    space = socket.CMSG_SPACE(_FDS_PER_MESSAGE * array.array("i").itemsize)
+    data, ancillary, flags, _ = connection.recvmsg(_LENGTH.size, space, socket.MSG_CMSG_CLOEXEC)
     fds = array.array("i")
-    space = socket.CMSG_SPACE(_FDS_PER_MESSAGE * fds.itemsize)
-    data, ancillary, _, _ = connection.recvmsg(_LENGTH.size, space, socket.MSG_CMSG_CLOEXEC)
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
-    while len(data) < _LENGTH.size:
-        data += _read_some(connection, _LENGTH.size - len(data))
-    (length,) = _LENGTH.unpack(data)
-    if length > _MAX_MESSAGE:
-        raise errors.WireError(f"a set-up message claims {length} bytes")
-    body = b""
-    while len(body) < length:
-        body += _read_some(connection, length - len(body))
-    message = json.loads(body)
-    if not isinstance(message, dict):
-        raise errors.WireError("a set-up message is not an object")
+    try:
+        if flags & socket.MSG_CTRUNC:
+            raise errors.SystemResourceError(
+                "descriptors of shared memory got lost: this process may not open more files (ulimit -n)"
+            )
+        while len(data) < _LENGTH.size:
+            data += _read_some(connection, _LENGTH.size - len(data))
+        (length,) = _LENGTH.unpack(data)
+        if length > _MAX_MESSAGE:
+            raise errors.WireError(f"a set-up message claims {length} bytes")
+        body = b""
+        while len(body) < length:
+            body += _read_some(connection, length - len(body))
+        message = json.loads(body)
+        if not isinstance(message, dict):
+            raise errors.WireError("a set-up message is not an object")
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
     return message, list(fds)
 
 
@@ -407,12 +584,17 @@ def _send_endpoints(connection: socket.socket, endpoints: Endpoints, deadline: f
 
 def _receive_endpoints(connection: socket.socket) -> Endpoints:
     fds: list[int] = []
-    while True:
-        message, more = _receive(connection)
-        _raise_if_error(message)
-        fds += more
-        if len(fds) >= message["num_fds"]:
-            break
+    try:
+        while True:
+            message, more = _receive(connection)
+            fds += more
+            _raise_if_error(message)
+            if len(fds) >= message["num_fds"]:
+                break
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
     world_size = len(message["pids"])
     pidfds = iter(fds[1 + world_size :])
     return Endpoints(
@@ -427,5 +609,14 @@ def _sweep_stale_directories() -> None:
     """Removes set-up directories whose owner was killed before it could."""
     for directory in Path(tempfile.gettempdir()).glob(f"ringcomm-{os.getuid()}-*"):
         pid = directory.name.split("-")[2]
-        if pid.isdigit() and _is_gone(int(pid)):
-            shutil.rmtree(directory, ignore_errors=True)
+        fields = _stat_fields(int(pid)) if pid.isdigit() else ["?"]
+        if fields is not None and fields[0] not in "ZX":
+            continue
+        with contextlib.suppress(OSError):
+            lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                # Held by an owner that lives in another PID namespace.
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(directory, ignore_errors=True)
+            finally:
+                os.close(lock)

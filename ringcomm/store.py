@@ -6,13 +6,20 @@ accepted wherever a store is.
 """
 
 import contextlib
+import os
 import socket
 import struct
 import threading
 import time
 from typing import Any, Protocol, runtime_checkable
 
-from ringcomm.errors import DeadlineError, SystemResourceError, UsageError, WireError
+from ringcomm.errors import (
+    DeadlineError,
+    PeerLostError,
+    SystemResourceError,
+    UsageError,
+    WireError,
+)
 
 __all__ = ["Store", "TCPStore", "get_before", "shared_store"]
 
@@ -75,6 +82,8 @@ class TCPStore:
         self._values: dict[str, bytes] = {}
         self._changed = threading.Condition()
         self._listener: socket.socket | None = None
+        self._pid = os.getpid()
+        self._was_up = False  # client: the server has answered before
         if is_server:
             self._listener = _listen(host, port)
             port = self._listener.getsockname()[1]
@@ -94,7 +103,7 @@ class TCPStore:
         """Returns the value of ``key``; blocks until it is set, at most ``timeout`` seconds.
 
         Raises:
-            DeadlineError: nobody set it in time, or the server is gone.
+            DeadlineError: nobody set it in time. PeerLostError: the server is gone.
         """
         seconds = self.timeout if timeout is None else timeout
         if self._listener is not None:
@@ -108,7 +117,15 @@ class TCPStore:
     def close(self) -> None:
         """Stops serving. Idempotent."""
         if self._listener is not None:
+            if self._pid == os.getpid():  # in a forked child this would stop the parent's
+                with contextlib.suppress(OSError):
+                    self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept(); close() does not
             self._listener.close()
+
+    @property
+    def is_server(self) -> bool:
+        """Whether this process serves the store."""
+        return self._listener is not None
 
     # -- server --
 
@@ -148,17 +165,29 @@ class TCPStore:
 
     def _request(self, verb: int, key: str, value: bytes, seconds: float) -> bytes | None:
         deadline = time.monotonic() + max(seconds, 0.05)
-        with _connect(self.host, self.port, deadline) as connection:
-            name = key.encode()
-            connection.sendall(_HEADER.pack(verb, len(name), len(value), seconds) + name + value)
-            connection.settimeout(max(0.05, deadline - time.monotonic()) + 1.0)
-            try:
+        try:
+            connection = _connect(self.host, self.port, deadline, retry=not self._was_up)
+            with connection:
+                name = key.encode()
+                connection.sendall(
+                    _HEADER.pack(verb, len(name), len(value), seconds) + name + value
+                )
+                connection.settimeout(max(0.05, deadline - time.monotonic()) + 1.0)
                 (length,) = struct.unpack("<i", _read(connection, 4))
+                self._was_up = True
                 return None if length < 0 else _read(connection, length)
-            except (OSError, WireError) as error:
-                raise DeadlineError(
-                    f"the store at {self.host}:{self.port} (rank 0) went away while waiting for {key!r}"
-                ) from error
+        except TimeoutError as error:
+            if isinstance(error, DeadlineError):
+                raise
+            raise DeadlineError(
+                f"the store at {self.host}:{self.port} (rank 0) does not answer; is it stopped?"
+            ) from error
+        except (OSError, WireError) as error:
+            lost = PeerLostError(
+                f"the store at {self.host}:{self.port} (rank 0) went away while waiting for {key!r}"
+            )
+            lost.rank = 0
+            raise lost from error
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -171,13 +200,15 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def _connect(host: str, port: int, deadline: float) -> socket.socket:
+def _connect(host: str, port: int, deadline: float, *, retry: bool) -> socket.socket:
     while True:
         try:
             return socket.create_connection(
                 (host, port), timeout=max(0.05, deadline - time.monotonic())
             )
         except OSError as error:
+            if not retry:
+                raise
             if time.monotonic() >= deadline:
                 raise DeadlineError(
                     f"no store answers at {host}:{port} ({error}): did rank 0 start, with the same "
@@ -213,13 +244,16 @@ def shared_store(host: str, port: int, *, is_server: bool, timeout: float) -> TC
     """The store of this process for ``host:port``; later communicators reuse it.
 
     Raises:
-        SystemResourceError: called in a forked child of the process that serves.
+        SystemResourceError: this process is a client of that store and cannot serve it, too.
     """
     with _shared_lock:
         store = _shared.get((host, port))
+        if store is not None and store._pid != os.getpid():  # of the parent, before a fork
+            store.close()
+            store = None
         if store is None:
             store = TCPStore(host, port, is_server=is_server, timeout=timeout)
             _shared[host, port] = store
-        elif is_server and store._listener is None:
+        elif is_server and not store.is_server:
             raise SystemResourceError(f"this process already uses {host}:{port} as a client")
         return store

@@ -72,6 +72,8 @@ def test_options():
         ("int4[seed=x,rounding=stochastic]", "expected an integer"),
         ("int4[seed=-1,rounding=stochastic]", "2\\*\\*64"),
         ("int4[seed=7]", "no effect"),
+        ("bf16[rounding=stochastic]", "bf16 rounds to nearest only"),
+        ("int4/16[rounding=stochastic]", "bf16 rounds to nearest only"),
         ("int4[ef=2]", "expected 0 or 1"),
         ("int4[ef=0,ef=1]", "twice"),
         ("none[ef=1]", "takes no options"),

@@ -29,7 +29,6 @@ PYTHON_LAYERS: list[set[str]] = [
     {"errors", "env", "reference"},
     {"arrays", "codecs", "plan", "rendezvous", "store"},
     {"comm"},
-    {"backend", "ddp", "nodes", "cupyx", "parallel"},
     {"train"},
     {"__init__", "demo", "info", "tune"},
 ]

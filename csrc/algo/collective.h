@@ -55,6 +55,9 @@ class Scratch {
 int64_t barrier(ShmGroup& group);
 int64_t one_shot(ShmGroup& group, const Collective& call);
 int64_t two_shot_all_reduce(ShmGroup& group, const Collective& call, Scratch& scratch);
+// The elements of an array whose sums `rank` encodes in a two_shot all_reduce with a codec: those of its
+// owner residual that it reads and writes.
+std::vector<Range> encoded_sums_of(int rank, int64_t num_elems, int world_size, int64_t buffer_bytes);
 int64_t ring_all_reduce(ShmGroup& group, const Collective& call);
 int64_t staged_broadcast(ShmGroup& group, const Collective& call);
 int64_t staged_all_gather(ShmGroup& group, const Collective& call);

@@ -27,10 +27,9 @@ int64_t ring_all_reduce(ShmGroup& group, const Collective& call) {
   const int64_t partial_bytes = static_cast<int64_t>(dtype_size(cpu::accumulator_dtype(call.dtype)));
   const int64_t granule = static_cast<int64_t>(kCacheLine) / elem_bytes;
   const int64_t hops = world_size - 1;
-  const int64_t max_chunk =
-      std::max<int64_t>(1, 2 * group.buffer_bytes() / (world_size * partial_bytes) / granule) * granule;
-  const int64_t segment_elems = max_chunk * world_size;
-  const int64_t num_segments = std::max<int64_t>(1, ceil_div(call.count, segment_elems));
+  const Segmentation segmentation(call.count, world_size, 2 * group.buffer_bytes() / partial_bytes, granule);
+  const int64_t max_chunk = segmentation.max_chunk_elems();
+  const int64_t num_segments = segmentation.num_segments();
   // Steps of one segment: hops partial sums, the finished chunk, hops finished chunks passed on.
   const uint32_t steps = static_cast<uint32_t>(2 * hops + 1);
   int64_t bytes_sent = 0;
@@ -45,12 +44,11 @@ int64_t ring_all_reduce(ShmGroup& group, const Collective& call) {
   group.announce();
   group.wait_all_announced();
   for (int64_t segment = 0; segment < num_segments; ++segment) {
-    const int64_t first = segment * segment_elems;
-    const int64_t elems = std::min(segment_elems, call.count - first);
+    const int64_t first = segmentation.begin(segment);
     const uint32_t base = static_cast<uint32_t>(segment) * steps;
     const auto chunk_behind = [&](int64_t distance) {  // the chunk `distance` places behind the own one
       const int index = static_cast<int>((rank + 2 * world_size - distance) % world_size);
-      const Range range = chunk_of(elems, world_size, index, granule);
+      const Range range = segmentation.chunk(segment, index);
       return Range{first + range.begin, first + range.end};
     };
     const auto input = [&](const Range& range) { return bytes_at(call.input, range.begin * elem_bytes); };

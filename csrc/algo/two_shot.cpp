@@ -23,15 +23,12 @@
 namespace ringcomm {
 namespace {
 
-// `rank` of the counter-based random numbers that round sums: the same whoever owns the chunk.
-constexpr uint32_t kOwnerRandomStream = 0xFFFFFFFFu;
-
 // Steps in the order in which a rank publishes them: staged(1) reduced(0) staged(2) reduced(1) ...
 constexpr uint32_t staged(int64_t segment) { return static_cast<uint32_t>(2 * segment - 1); }
 constexpr uint32_t reduced(int64_t segment) { return static_cast<uint32_t>(2 * segment + 2); }
 
-template <typename Shots>
-void run_segments(ShmGroup& group, Shots& shots, int64_t num_segments) {
+template <typename Form>
+void run_segments(ShmGroup& group, Form& shots, int64_t num_segments) {
   shots.stage(0);
   group.announce();  // stands for staged(0)
   for (int64_t segment = 0; segment < num_segments; ++segment) {
@@ -51,44 +48,45 @@ void run_segments(ShmGroup& group, Shots& shots, int64_t num_segments) {
   }
 }
 
-// The geometry that both forms share.
-class Segments {
+// Segments of an encoded array. A value never takes more than 2 bytes on the wire; 4 leaves the staged
+// segment in cache.
+Segmentation encoded_segmentation(int64_t num_elems, int world_size, int64_t buffer_bytes) {
+  return Segmentation(num_elems, world_size, buffer_bytes / 4, kBlockElems);
+}
+
+// What both forms share.
+class Shots {
  public:
-  Segments(ShmGroup& group, const Collective& call, int64_t max_segment_elems, int64_t granule)
+  Shots(ShmGroup& group, const Collective& call, const Segmentation& segmentation)
       : group_(group),
         call_(call),
-        granule_(granule),
-        elem_bytes_(static_cast<int64_t>(dtype_size(call.dtype))),
-        segment_elems_(std::max<int64_t>(1, max_segment_elems / (granule * group.world_size())) * granule *
-                       group.world_size()) {}
+        segmentation_(segmentation),
+        elem_bytes_(static_cast<int64_t>(dtype_size(call.dtype))) {}
 
-  int64_t num_segments() const { return std::max<int64_t>(1, ceil_div(call_.count, segment_elems_)); }
+  int64_t num_segments() const { return segmentation_.num_segments(); }
   int64_t bytes_sent() const { return bytes_sent_; }
 
  protected:
-  int64_t max_chunk_elems() const { return segment_elems_ / group_.world_size(); }
   // What `rank` owns of a segment, relative to the segment.
-  Range chunk(int64_t segment, int rank) const {
-    const int64_t elems = std::min(segment_elems_, call_.count - segment * segment_elems_);
-    return chunk_of(elems, group_.world_size(), rank, granule_);
-  }
-  int64_t first_elem(int64_t segment, const Range& range) const { return segment * segment_elems_ + range.begin; }
+  Range chunk(int64_t segment, int rank) const { return segmentation_.chunk(segment, rank); }
+  int64_t first_elem(int64_t segment, const Range& range) const { return segmentation_.begin(segment) + range.begin; }
   const uint8_t* input(int64_t elem) const { return bytes_at(call_.input, elem * elem_bytes_); }
   uint8_t* output(int64_t elem) const { return bytes_at(call_.output, elem * elem_bytes_); }
 
   ShmGroup& group_;
   const Collective& call_;
-  const int64_t granule_;
+  const Segmentation segmentation_;
   const int64_t elem_bytes_;
-  const int64_t segment_elems_;
   int64_t bytes_sent_ = 0;
 };
 
-class ExactShots : public Segments {
+class ExactShots : public Shots {
  public:
   ExactShots(ShmGroup& group, const Collective& call)
-      : Segments(group, call, group.buffer_bytes() / static_cast<int64_t>(dtype_size(call.dtype)),
-                 static_cast<int64_t>(kCacheLine / dtype_size(call.dtype))) {}
+      : Shots(group, call,
+              Segmentation(call.count, group.world_size(),
+                           group.buffer_bytes() / static_cast<int64_t>(dtype_size(call.dtype)),
+                           static_cast<int64_t>(kCacheLine / dtype_size(call.dtype)))) {}
 
   void stage(int64_t segment) {
     for (int owner = 0; owner < group_.world_size(); ++owner) {
@@ -123,18 +121,18 @@ class ExactShots : public Segments {
   }
 };
 
-class EncodedShots : public Segments {
+class EncodedShots : public Shots {
  public:
-  // A value never takes more than 2 bytes on the wire; 4 leaves the staged segment in cache.
   EncodedShots(ShmGroup& group, const Collective& call, Scratch& scratch)
-      : Segments(group, call, group.buffer_bytes() / 4, kBlockElems),
+      : Shots(group, call, encoded_segmentation(call.count, group.world_size(), group.buffer_bytes())),
         codec_(call.codec),
-        chunk_wire_bytes_(static_cast<int64_t>(wire_bytes(codec_.up, max_chunk_elems()))),
-        accumulator_(scratch.floats(max_chunk_elems())) {}
+        chunk_wire_bytes_(static_cast<int64_t>(wire_bytes(codec_.up, segmentation_.max_chunk_elems()))),
+        accumulator_(scratch.floats(segmentation_.max_chunk_elems())) {}
 
   void stage(int64_t segment) {
     for (int owner = 0; owner < group_.world_size(); ++owner) {
       const Range range = chunk(segment, owner);
+      if (range.count() == 0) continue;
       const int64_t first = first_elem(segment, range);
       cpu::encode(codec_.up, encode_args(input(first), call_.dtype, range.count(), wire(group_.rank(), segment, owner),
                                          at(codec_.residual, first), static_cast<uint32_t>(group_.rank()), first));
@@ -144,6 +142,7 @@ class EncodedShots : public Segments {
 
   void reduce(int64_t segment) {
     const Range range = chunk(segment, group_.rank());
+    if (range.count() == 0) return;
     const int64_t first = first_elem(segment, range);
     for (int peer = 0; peer < group_.world_size(); ++peer) {
       cpu::decode_add(codec_.up, wire(peer, segment, group_.rank()), range.count(), accumulator_, peer == 0);
@@ -153,7 +152,7 @@ class EncodedShots : public Segments {
     }
     cpu::encode(codec_.down,
                 encode_args(accumulator_, DType::float32, range.count(), group_.result_buffer(group_.rank(), segment),
-                            at(codec_.owner_residual, first), kOwnerRandomStream, first));
+                            at(codec_.owner_residual, first), owner_random_stream(), first));
     bytes_sent_ += static_cast<int64_t>(wire_bytes(codec_.down, range.count())) * (group_.world_size() - 1);
   }
 
@@ -170,6 +169,8 @@ class EncodedShots : public Segments {
   uint8_t* wire(int rank, int64_t segment, int owner) const {
     return group_.input_buffer(rank, segment) + owner * chunk_wire_bytes_;
   }
+  // `rank` of the random numbers that round sums: no rank's own, and the same whoever owns the chunk.
+  uint32_t owner_random_stream() const { return static_cast<uint32_t>(group_.world_size()); }
   static float* at(float* values, int64_t elem) { return values == nullptr ? nullptr : values + elem; }
   EncodeArgs encode_args(const void* input, DType dtype, int64_t num_elems, uint8_t* wire, float* residual,
                          uint32_t random_stream, int64_t first) const {
@@ -192,8 +193,8 @@ class EncodedShots : public Segments {
   float* const accumulator_;
 };
 
-template <typename Shots>
-int64_t run(ShmGroup& group, Shots shots) {
+template <typename Form>
+int64_t run(ShmGroup& group, Form shots) {
   const int64_t num_segments = shots.num_segments();
   run_segments(group, shots, num_segments);
   group.end(reduced(num_segments - 1));
@@ -205,6 +206,17 @@ int64_t run(ShmGroup& group, Shots shots) {
 int64_t two_shot_all_reduce(ShmGroup& group, const Collective& call, Scratch& scratch) {
   return call.codec.up == CodecId::none ? run(group, ExactShots(group, call))
                                         : run(group, EncodedShots(group, call, scratch));
+}
+
+std::vector<Range> encoded_sums_of(int rank, int64_t num_elems, int world_size, int64_t buffer_bytes) {
+  const Segmentation segmentation = encoded_segmentation(num_elems, world_size, buffer_bytes);
+  std::vector<Range> ranges;
+  for (int64_t segment = 0; segment < segmentation.num_segments(); ++segment) {
+    const Range range = segmentation.chunk(segment, rank);
+    const int64_t first = segmentation.begin(segment);
+    if (range.count() > 0) ranges.push_back({first + range.begin, first + range.end});
+  }
+  return ranges;
 }
 
 }  // namespace ringcomm

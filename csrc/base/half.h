@@ -24,11 +24,13 @@ RC_HD float bits_float(uint32_t bits) {
 
 RC_HD float bfloat16_to_float(uint16_t bits) { return bits_float(static_cast<uint32_t>(bits) << 16); }
 
-RC_HD uint16_t float_to_bfloat16(float value) {
+// The rounded bfloat16 in the upper half; the lower half holds nothing.
+RC_HD uint32_t float_to_bfloat16_high(float value) {
   const uint32_t bits = float_bits(value);
-  const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
-  return static_cast<uint16_t>((bits & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FC0u : rounded);
+  return value != value ? 0x7FC00000u : bits + 0x7FFFu + ((bits >> 16) & 1u);
 }
+
+RC_HD uint16_t float_to_bfloat16(float value) { return static_cast<uint16_t>(float_to_bfloat16_high(value) >> 16); }
 
 // Both float16 conversions are branch-free, so that loops vectorise, and give the same bits when the
 // thread flushes float32 subnormals to zero.
@@ -36,7 +38,8 @@ RC_HD float float16_to_float(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
   const uint32_t magnitude = half & 0x7FFFu;
   const uint32_t normal = (magnitude << 13) + 0x38000000u;
-  const uint32_t subnormal = float_bits(static_cast<float>(static_cast<int32_t>(magnitude)) * 5.9604644775390625e-8f);  // 2^-24
+  const uint32_t subnormal =
+      float_bits(static_cast<float>(static_cast<int32_t>(magnitude)) * 5.9604644775390625e-8f);  // 2^-24
   const uint32_t special = (magnitude << 13) | 0x7F800000u | (magnitude > 0x7C00u ? 0x00400000u : 0u);
   // Masks, not selects: GCC would turn selects into jumps and leave the loop scalar.
   const uint32_t is_subnormal = 0u - static_cast<uint32_t>(magnitude < 0x0400u);

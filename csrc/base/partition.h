@@ -26,4 +26,33 @@ constexpr Range chunk_of(int64_t num_elems, int world_size, int rank, int64_t gr
   return Range{begin, std::min<int64_t>(num_elems, begin + chunk)};
 }
 
+// An array cut into segments, and each segment into one chunk per rank.
+class Segmentation {
+ public:
+  // Segments of at most max_segment_elems, but of one granule per rank at least.
+  constexpr Segmentation(int64_t num_elems, int world_size, int64_t max_segment_elems, int64_t granule)
+      : num_elems_(num_elems),
+        world_size_(world_size),
+        granule_(granule),
+        max_chunk_elems_(std::max<int64_t>(1, max_segment_elems / (granule * world_size)) * granule) {}
+
+  constexpr int64_t max_chunk_elems() const { return max_chunk_elems_; }
+  // At least 1, so that an empty array still meets its peers.
+  constexpr int64_t num_segments() const { return std::max<int64_t>(1, ceil_div(num_elems_, segment_elems())); }
+  // Index of the segment's first element in the array.
+  constexpr int64_t begin(int64_t segment) const { return segment * segment_elems(); }
+  // The elements that `rank` owns, counted from begin(segment).
+  constexpr Range chunk(int64_t segment, int rank) const {
+    return chunk_of(std::min(segment_elems(), num_elems_ - begin(segment)), world_size_, rank, granule_);
+  }
+
+ private:
+  constexpr int64_t segment_elems() const { return max_chunk_elems_ * world_size_; }
+
+  int64_t num_elems_;
+  int world_size_;
+  int64_t granule_;
+  int64_t max_chunk_elems_;
+};
+
 }  // namespace ringcomm

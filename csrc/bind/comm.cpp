@@ -1,6 +1,8 @@
 // The communicator for Python: integers in (addresses, counts, enum values), the GIL released
 // around everything that may block.
 #include <pybind11/stl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <optional>
 
@@ -54,14 +56,38 @@ CodecOptions make_codec(int up, int down, bool stochastic, uint64_t seed, uint64
   return codec;
 }
 
+// Runs Python's signal handlers (Ctrl-C); throws what they raise. Only Python's main thread runs
+// any, so others do not even ask for the GIL.
+void check_python_signals() {
+  if (::syscall(SYS_gettid) != ::getpid()) return;
+  py::gil_scoped_acquire acquire;
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
+// Runs a blocking call without the GIL; Python gets its own exception back if it interrupted the call.
+template <typename Call>
+auto without_gil(const Call& call) {
+  try {
+    py::gil_scoped_release release;
+    return call();
+  } catch (const Interrupted& interrupted) {
+    std::rethrow_exception(interrupted.cause);
+  }
+}
+
+// Peers in this process may need the GIL to finish what the destructor waits for.
+struct DeleteWithoutGil {
+  void operator()(Communicator* comm) const {
+    py::gil_scoped_release release;
+    delete comm;
+  }
+};
+
 // Runs now, or returns the Work of an asynchronous call.
 py::object issue(Communicator& comm, const Request& request, const std::string& tag, bool async_op) {
   const Algo* algo = request.algo ? &*request.algo : nullptr;
   if (async_op) return py::cast(comm.submit(request.call, algo, tag));
-  {
-    py::gil_scoped_release release;
-    comm.run(request.call, algo, tag);
-  }
+  without_gil([&] { comm.run(request.call, algo, tag); });
   return py::none();
 }
 
@@ -82,7 +108,10 @@ void bind_comm(py::module_& module) {
   module.def("control_bytes", &ShmGroup::control_bytes, py::arg("world_size"));
   module.def("staging_bytes", &ShmGroup::staging_bytes, py::arg("buffer_bytes"));
   module.def("create_segment", &create_segment, py::arg("name"), py::arg("num_bytes"));
-  module.def("format_control", &ShmGroup::format_control, py::arg("control_fd"), py::arg("world_size"));
+  module.def("format_control", &ShmGroup::format_control, py::arg("control_fd"), py::arg("world_size"),
+             py::arg("first_seq") = 0);
+  module.def("format_staging", &ShmGroup::format_staging, py::arg("staging_fd"), py::arg("buffer_bytes"),
+             py::arg("first_seq") = 0);
   module.def(
       "choose_algo",
       [](int op, int64_t num_bytes, int world_size, bool has_codec, int64_t inline_bytes) {
@@ -95,12 +124,18 @@ void bind_comm(py::module_& module) {
 
   py::class_<Work, std::shared_ptr<Work>>(module, "Work")
       .def("done", &Work::done)
-      .def("wait", &Work::wait, py::arg("timeout") = -1.0, py::call_guard<py::gil_scoped_release>());
+      .def(
+          "wait",
+          [](const Work& work, double timeout) {
+            return without_gil([&] { return work.wait(timeout, check_python_signals); });
+          },
+          py::arg("timeout") = -1.0);
 
-  py::class_<Communicator>(module, "Communicator")
+  py::class_<Communicator, std::unique_ptr<Communicator, DeleteWithoutGil>>(module, "Communicator")
       .def(
           py::init([](int rank, int world_size, std::string name, double timeout_s, int64_t buffer_bytes, int num_cores,
-                      int control_fd, std::vector<int> staging_fds, std::vector<int> pidfds, std::vector<int> pids) {
+                      int control_fd, std::vector<int> staging_fds, std::vector<int> pidfds, std::vector<int> pids,
+                      uint32_t first_seq) {
             GroupConfig config;
             config.rank = rank;
             config.world_size = world_size;
@@ -112,11 +147,13 @@ void bind_comm(py::module_& module) {
             config.staging_fds = std::move(staging_fds);
             config.pidfds = std::move(pidfds);
             config.pids = std::move(pids);
-            return std::make_unique<Communicator>(config);
+            config.first_seq = first_seq;
+            config.check_interrupt = check_python_signals;
+            return std::unique_ptr<Communicator, DeleteWithoutGil>(new Communicator(config));
           }),
           py::kw_only(), py::arg("rank"), py::arg("world_size"), py::arg("name"), py::arg("timeout_s"),
           py::arg("buffer_bytes"), py::arg("num_cores"), py::arg("control_fd"), py::arg("staging_fds"),
-          py::arg("pidfds"), py::arg("pids"))
+          py::arg("pidfds"), py::arg("pids"), py::arg("first_seq") = 0)
       .def_property_readonly("rank", &Communicator::rank)
       .def_property_readonly("world_size", &Communicator::world_size)
       .def_property_readonly("inline_bytes", &Communicator::inline_bytes)
@@ -156,9 +193,18 @@ void bind_comm(py::module_& module) {
              }
              return table;
            })
+      .def(
+          "encoded_sums",
+          [](const Communicator& comm, int64_t num_elems) {
+            RC_CHECK(num_elems >= 0, "num_elems must not be negative, got ", num_elems);
+            py::list ranges;
+            for (const Range& range : comm.encoded_sums(num_elems)) ranges.append(py::make_tuple(range.begin, range.end));
+            return ranges;
+          },
+          py::arg("num_elems"))
       .def("reset_stats", &Communicator::reset_stats)
       .def("abort", &Communicator::abort, py::arg("reason"))
-      .def("close", &Communicator::close, py::call_guard<py::gil_scoped_release>());
+      .def("close", [](Communicator& comm) { without_gil([&] { comm.close(); }); });
 }
 
 }  // namespace ringcomm::bind

@@ -1,4 +1,5 @@
 // C++ errors become the classes of ringcomm/errors.py, one per ErrorKind.
+#include <cstring>
 #include <string>
 
 #include "base/error.h"
@@ -38,7 +39,10 @@ void bind_errors(py::module_&) {
       if (pointer) std::rethrow_exception(pointer);
     } catch (const Error& error) {
       const py::object cls = py::module_::import("ringcomm.errors").attr(python_class_name(error.kind()));
-      py::object instance = cls(py::str(error.what()));
+      // A text that was cut to fit the fault record may end inside a character.
+      const py::object text = py::reinterpret_steal<py::object>(
+          PyUnicode_DecodeUTF8(error.what(), static_cast<Py_ssize_t>(std::strlen(error.what())), "replace"));
+      py::object instance = cls(text);
       if (error.culprit_rank() >= 0) instance.attr("rank") = error.culprit_rank();
       PyErr_SetObject(cls.ptr(), instance.ptr());
     }

@@ -8,6 +8,7 @@
 #include "codec/block_quantize_math.h"
 #include "codec/kernels.h"
 #include "codec/lanes.h"
+#include "codec/load_values.h"
 
 namespace ringcomm::RC_SIMD_LEVEL {
 namespace {
@@ -60,23 +61,11 @@ void unpack_values(const uint8_t* wire, float scale, float* values) {
   }
 }
 
-// The values of a group in float32, residual added, filled up with zeros. `buffer` holds kGroupElems; it
-// is used unless the input can be read where it lies.
+// The values of a group, filled up with zeros if it is the short last one.
 const float* load_group(const EncodeArgs& args, int64_t begin, int64_t count, float* buffer) {
-  switch (args.input_dtype) {
-    case DType::bfloat16:
-      widen(static_cast<const Bfloat16*>(args.input) + begin, count, buffer);
-      break;
-    case DType::float16:
-      widen(static_cast<const Float16*>(args.input) + begin, count, buffer);
-      break;
-    default:
-      if (args.residual == nullptr && count == kGroupElems) return static_cast<const float*>(args.input) + begin;
-      widen(static_cast<const float*>(args.input) + begin, count, buffer);
-  }
-  if (args.residual != nullptr) {
-    for (int64_t i = 0; i < count; ++i) buffer[i] += args.residual[begin + i];
-  }
+  const float* const values = load_values(args, begin, count, buffer);
+  if (count == kGroupElems) return values;
+  memmove(buffer, values, static_cast<size_t>(count) * sizeof(float));
   memset(buffer + count, 0, static_cast<size_t>(kGroupElems - count) * sizeof(float));
   return buffer;
 }
@@ -103,6 +92,7 @@ void encode_rounded(const EncodeArgs& args) {
   alignas(64) float buffer[kGroupElems];
   alignas(64) float last_residual[kGroupElems];
   Scales scales;
+  RandomKey key{};
   for (int64_t begin = 0; begin < args.num_elems; begin += kGroupElems) {
     const int64_t count = args.num_elems - begin < kGroupElems ? args.num_elems - begin : kGroupElems;
     const int64_t num_blocks = (count + kBlockElems - 1) / kBlockElems;
@@ -115,24 +105,28 @@ void encode_rounded(const EncodeArgs& args) {
     // Blocks are whole; those of a short last group get a residual of whole blocks on the stack.
     float* residual = args.residual == nullptr ? nullptr : args.residual + begin;
     const bool borrow_residual = residual != nullptr && count < kGroupElems;
-    if (borrow_residual)
-      residual = static_cast<float*>(memcpy(last_residual, residual, static_cast<size_t>(count) * 4));
+    if (borrow_residual) {
+      memcpy(last_residual, residual, static_cast<size_t>(count) * sizeof(float));
+      residual = last_residual;
+    }
 
     const uint64_t index = static_cast<uint64_t>(args.first_elem + begin);
     for (int64_t block = 0; block < num_blocks; ++block) {
       uint8_t* const wire = args.wire + layout.codes_offset + (first_block + block) * layout.block_bytes;
+      const uint64_t block_index = index + static_cast<uint64_t>(block * kBlockElems);
+      // A key lasts until the upper half of the index changes, which happens between blocks.
+      if (kStochastic && (begin + block == 0 || static_cast<uint32_t>(block_index) == 0)) {
+        key = random_key(args.seed, args.step, args.rank, static_cast<uint32_t>(block_index >> 32));
+      }
       if (!scales.all_finite && !is_finite_block(scales.absmax_bits[block])) {
         memset(wire, 0, static_cast<size_t>(layout.block_bytes));
         continue;
       }
-      const uint64_t block_index = index + static_cast<uint64_t>(block * kBlockElems);
-      RandomKey key{};
-      if (kStochastic) key = random_key(args.seed, args.step, args.rank, static_cast<uint32_t>(block_index >> 32));
       encode_block<kBits, kStochastic>(group + block * kBlockElems, scales.scale[block], scales.inverse[block], key,
                                        static_cast<uint32_t>(block_index), wire,
                                        residual == nullptr ? nullptr : residual + block * kBlockElems);
     }
-    if (borrow_residual) memcpy(args.residual + begin, last_residual, static_cast<size_t>(count) * 4);
+    if (borrow_residual) memcpy(args.residual + begin, last_residual, static_cast<size_t>(count) * sizeof(float));
   }
 }
 

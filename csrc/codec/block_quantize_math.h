@@ -21,14 +21,12 @@ template <>
 struct BlockQuantize<8> {
   static constexpr float kLargestCode = 127.0f;
   static constexpr float kInverseLargestCode = 1.0f / 127.0f;
-  static constexpr uint16_t kLargestScale = 0x7C01;  // 127 * this is finite, 127 * the next is not
 };
 
 template <>
 struct BlockQuantize<4> {
   static constexpr float kLargestCode = 7.0f;
   static constexpr float kInverseLargestCode = 1.0f / 7.0f;
-  static constexpr uint16_t kLargestScale = 0x7E12;
 };
 
 constexpr uint16_t kNanScale = 0x7FC0;
@@ -54,14 +52,13 @@ RC_HD bool is_finite_block(uint32_t absmax_bits) { return absmax_bits < kInfinit
 // All ones if the condition holds. Masks, not selects, where GCC would turn a select into a jump.
 RC_HD uint32_t mask_if(bool condition) { return 0u - static_cast<uint32_t>(condition); }
 
-// bfloat16 bits of the scale of a block.
+// bfloat16 bits of the scale of a block. It cannot overflow: the largest float32 gives a scale that
+// rounds down for 127 and for 7, so largest code * scale is finite for every finite block.
 template <int kBits>
 RC_HD uint16_t scale_of(uint32_t absmax_bits) {
   const uint32_t exact = float_bits(bits_float(absmax_bits) * BlockQuantize<kBits>::kInverseLargestCode);
   const uint32_t rounded = (exact + 0x7FFFu + ((exact >> 16) & 1u)) >> 16;
-  const uint32_t limited =
-      rounded < BlockQuantize<kBits>::kLargestScale ? rounded : BlockQuantize<kBits>::kLargestScale;
-  const uint32_t scale = limited & mask_if(limited >= kSmallestScale);
+  const uint32_t scale = rounded & mask_if(rounded >= kSmallestScale);
   const uint32_t not_finite = mask_if(absmax_bits >= kInfinityBits);
   return static_cast<uint16_t>((scale & ~not_finite) | (kNanScale & not_finite));
 }
@@ -133,16 +130,14 @@ RC_HD RandomKey random_key(uint64_t seed, uint64_t step, uint32_t rank, uint32_t
   return RandomKey{static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32)};
 }
 
-// Uniform in [0, 1) with 24 bits. Two rounds of the 32-bit mixer "lowbias32" (Wellons, hash-prospector),
-// half a key before each.
+// Uniform in [0, 1) with 24 bits: the 32-bit mixer "lowbias32" (Wellons, hash-prospector), half a key
+// before it and half in its middle.
 RC_HD float uniform_of(RandomKey key, uint32_t index_low) {
   uint32_t bits = index_low ^ key.first;
   bits = (bits ^ (bits >> 16)) * 0x7FEB352Du;
+  bits += key.second;
   bits = (bits ^ (bits >> 15)) * 0x846CA68Bu;
-  bits = (bits ^ (bits >> 16)) + key.second;
-  bits = (bits ^ (bits >> 16)) * 0x7FEB352Du;
-  bits = (bits ^ (bits >> 15)) * 0x846CA68Bu;
-  bits = bits ^ (bits >> 16);
+  bits ^= bits >> 16;
   return static_cast<float>(static_cast<int32_t>(bits >> 8)) * 5.9604644775390625e-8f;  // 2^-24
 }
 

@@ -4,24 +4,12 @@
 #include "base/convert.h"
 #include "codec/cast_math.h"
 #include "codec/kernels.h"
+#include "codec/load_values.h"
 
 namespace ringcomm::RC_SIMD_LEVEL {
 namespace {
 
 constexpr int64_t kTileElems = 1024;  // two float tiles stay in the first-level cache
-
-template <typename T>
-float* widen_tile(const void* array, int64_t begin, int64_t count, float* tile) {
-  widen(static_cast<const T*>(array) + begin, count, tile);
-  return tile;
-}
-
-const float* load_tile(const EncodeArgs& args, int64_t begin, int64_t count, float* tile) {
-  if (args.input_dtype == DType::bfloat16) return widen_tile<Bfloat16>(args.input, begin, count, tile);
-  if (args.input_dtype == DType::float16) return widen_tile<Float16>(args.input, begin, count, tile);
-  if (args.residual == nullptr) return static_cast<const float*>(args.input) + begin;
-  return widen_tile<float>(args.input, begin, count, tile);
-}
 
 template <typename Code>
 void encode(const EncodeArgs& args) {
@@ -30,16 +18,13 @@ void encode(const EncodeArgs& args) {
   Code* const wire = reinterpret_cast<Code*>(args.wire);
   for (int64_t begin = 0; begin < args.num_elems; begin += kTileElems) {
     const int64_t count = args.num_elems - begin < kTileElems ? args.num_elems - begin : kTileElems;
-    const float* values = load_tile(args, begin, count, tile);
-    if (args.residual == nullptr) {
-      narrow(values, count, wire + begin);
-      continue;
-    }
+    const float* const values = load_values(args, begin, count, tile);
+    narrow(values, count, wire + begin);
+    if (args.residual == nullptr) continue;
     float* const residual = args.residual + begin;
-    for (int64_t i = 0; i < count; ++i) tile[i] += residual[i];
-    narrow(tile, count, wire + begin);
     widen(wire + begin, count, decoded);
-    for (int64_t i = 0; i < count; ++i) residual[i] = cast_residual(tile[i], decoded[i], residual[i]);
+#pragma GCC ivdep
+    for (int64_t i = 0; i < count; ++i) residual[i] = cast_residual(values[i], decoded[i], residual[i]);
   }
 }
 

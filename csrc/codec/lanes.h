@@ -54,7 +54,9 @@ inline void widen_bytes(const uint8_t* bytes, uint32_t* words) {
 
 // largest[b] = the largest magnitude_bits of the 32 values of block b, for 16 blocks. With vectors of N
 // lanes, N blocks are folded at once: each step halves the lanes that a block occupies and the number
-// of vectors.
+// of vectors. RC_KEEP_ORDER makes the compiler read the group from front to back: in the order that it
+// likes better no hardware prefetcher follows (measured from memory: 13 to 20 instead of 24 GB/s).
+#define RC_KEEP_ORDER() asm volatile("" ::: "memory")
 #if defined(__AVX512F__)
 inline __m512i magnitudes(const float* block) {
   const __m512i magnitude = _mm512_set1_epi32(0x7FFFFFFF);
@@ -68,9 +70,13 @@ inline __m512i fold_pairs(__m512i a, __m512i b) {
 
 // Four blocks, each reduced to one lane in every quarter.
 inline __m512i fold_four(const float* block) {
-  const __m512i first = fold_pairs(magnitudes(block), magnitudes(block + 32));
-  const __m512i second = fold_pairs(magnitudes(block + 64), magnitudes(block + 96));
-  return _mm512_max_epi32(_mm512_unpacklo_epi64(first, second), _mm512_unpackhi_epi64(first, second));
+  const __m512i a = magnitudes(block);
+  const __m512i b = magnitudes(block + kBlockElems);
+  const __m512i ab = fold_pairs(a, b);
+  const __m512i c = magnitudes(block + 2 * kBlockElems);
+  const __m512i d = magnitudes(block + 3 * kBlockElems);
+  const __m512i cd = fold_pairs(c, d);
+  return _mm512_max_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
 }
 
 inline __m512i fold_quarters(__m512i a, __m512i b) {
@@ -78,9 +84,15 @@ inline __m512i fold_quarters(__m512i a, __m512i b) {
 }
 
 inline void largest_magnitudes(const float* group, uint32_t* largest) {
-  const __m512i low = fold_quarters(fold_four(group), fold_four(group + 4 * kBlockElems));
-  const __m512i high = fold_quarters(fold_four(group + 8 * kBlockElems), fold_four(group + 12 * kBlockElems));
-  _mm512_storeu_si512(largest, fold_quarters(low, high));
+  const __m512i a = fold_four(group);
+  RC_KEEP_ORDER();
+  const __m512i b = fold_four(group + 4 * kBlockElems);
+  const __m512i ab = fold_quarters(a, b);
+  RC_KEEP_ORDER();
+  const __m512i c = fold_four(group + 8 * kBlockElems);
+  RC_KEEP_ORDER();
+  const __m512i d = fold_four(group + 12 * kBlockElems);
+  _mm512_storeu_si512(largest, fold_quarters(ab, fold_quarters(c, d)));
 }
 #elif defined(__AVX2__)
 inline __m256i magnitudes(const float* block) {
@@ -99,14 +111,19 @@ inline __m256i fold_pairs(__m256i a, __m256i b) {
 
 // Four blocks, each reduced to one lane in either half.
 inline __m256i fold_four(const float* block) {
-  const __m256i first = fold_pairs(magnitudes(block), magnitudes(block + 32));
-  const __m256i second = fold_pairs(magnitudes(block + 64), magnitudes(block + 96));
-  return _mm256_max_epi32(_mm256_unpacklo_epi64(first, second), _mm256_unpackhi_epi64(first, second));
+  const __m256i a = magnitudes(block);
+  const __m256i b = magnitudes(block + kBlockElems);
+  const __m256i ab = fold_pairs(a, b);
+  const __m256i c = magnitudes(block + 2 * kBlockElems);
+  const __m256i d = magnitudes(block + 3 * kBlockElems);
+  const __m256i cd = fold_pairs(c, d);
+  return _mm256_max_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
 }
 
 inline void largest_magnitudes(const float* group, uint32_t* largest) {
   for (int block = 0; block < 16; block += 8) {
     const __m256i low = fold_four(group + block * kBlockElems);
+    RC_KEEP_ORDER();
     const __m256i high = fold_four(group + (block + 4) * kBlockElems);
     const __m256i folded =
         _mm256_max_epi32(_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31));
@@ -125,6 +142,8 @@ inline void largest_magnitudes(const float* group, uint32_t* largest) {
   }
 }
 #endif
+
+#undef RC_KEEP_ORDER
 
 }  // namespace
 }  // namespace ringcomm::RC_SIMD_LEVEL

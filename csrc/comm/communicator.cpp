@@ -26,12 +26,21 @@ bool Work::done() const {
   return done_;
 }
 
-bool Work::wait(double timeout_s) const {
+bool Work::wait(double timeout_s, const std::function<void()>& check_interrupt) const {
+  using Seconds = std::chrono::duration<double>;
+  const auto start = std::chrono::steady_clock::now();
   std::unique_lock<std::mutex> lock(mutex_);
-  if (timeout_s < 0) {
-    finished_.wait(lock, [this] { return done_; });
-  } else if (!finished_.wait_for(lock, std::chrono::duration<double>(timeout_s), [this] { return done_; })) {
-    return false;
+  while (!done_) {
+    Seconds slice = kInterruptCheck;
+    if (timeout_s >= 0) {
+      const Seconds left = Seconds(timeout_s) - (std::chrono::steady_clock::now() - start);
+      if (left.count() <= 0) return false;
+      slice = std::min(slice, left);
+    }
+    if (finished_.wait_for(lock, slice, [this] { return done_; }) || !check_interrupt) continue;
+    lock.unlock();
+    check_interrupt();
+    lock.lock();
   }
   if (error_) std::rethrow_exception(error_);
   return true;
@@ -53,11 +62,13 @@ Communicator::Communicator(const GroupConfig& config)
       rank_(config.rank),
       world_size_(config.world_size),
       group_(std::make_unique<ShmGroup>(config)),
-      inline_bytes_(group_->inline_bytes()) {}
+      inline_bytes_(group_->inline_bytes()),
+      buffer_bytes_(group_->buffer_bytes()),
+      check_interrupt_(config.check_interrupt) {}
 
 Communicator::~Communicator() {
   if (fork_generation_ == watched_fork_count()) {
-    close();
+    finish_and_leave({});
   } else {
     // The parent's memory and threads: only the parent may take them down.
     static_cast<void>(group_.release());
@@ -118,7 +129,7 @@ void Communicator::run(Collective call, const Algo* algo, const std::string& tag
     if (busy_ || !queue_.empty()) {
       const std::shared_ptr<Work> work = enqueue(call, descriptor);
       lock.unlock();
-      work->wait();
+      wait_interruptibly(*work);
       return;
     }
     busy_ = true;
@@ -137,7 +148,33 @@ std::shared_ptr<Work> Communicator::submit(Collective call, const Algo* algo, co
   return enqueue(call, descriptor);
 }
 
+void Communicator::wait_interruptibly(const Work& work) {
+  const auto check = [this] {
+    try {
+      check_interrupt_();
+    } catch (const std::exception& error) {
+      report_interrupt(error, "while a call waited for its turn");
+      throw Interrupted{std::current_exception()};
+    }
+  };
+  try {
+    work.wait(-1, check_interrupt_ ? check : std::function<void()>());
+  } catch (const Interrupted&) {
+    try {
+      work.wait();  // soon: the group has failed. Afterwards nobody writes to the caller's arrays
+    } catch (const Error&) {
+    }
+    throw;
+  }
+}
+
+void Communicator::report_interrupt(const std::exception& error, const std::string& where) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (group_) group_->report_interrupt(error, where);
+}
+
 std::shared_ptr<Work> Communicator::enqueue(const Collective& call, const Descriptor& descriptor) {
+  if (stop_) RC_FAIL(aborted, "this communicator is closed; init() a new one");
   if (!progress_thread_.joinable()) progress_thread_ = std::thread([this] { progress(); });
   queue_.push_back({call, descriptor, std::make_shared<Work>()});
   changed_.notify_all();
@@ -190,9 +227,8 @@ OpStats Communicator::execute(const Collective& call, const Descriptor& descript
     try {
       group_->begin(descriptor);
       stats.bytes_sent = static_cast<uint64_t>(dispatch(call));
-    } catch (const Error&) {
-      throw;  // the group's fault: all ranks raise it
     } catch (const std::exception& error) {
+      // Usually the group's fault, which fail() throws again. Anything else would leave the peers waiting.
       group_->fail(Error(ErrorKind::aborted,
                          concat("rank ", rank_, " failed inside ", group_->describe_current(), ": ", error.what(),
                                 ". The communicator is lost."),
@@ -238,20 +274,36 @@ void Communicator::abort(const std::string& reason) {
       Error(ErrorKind::aborted, concat("rank ", rank_, " aborted group '", group_->name(), "': ", reason), rank_));
 }
 
-void Communicator::close() {
+void Communicator::close() { finish_and_leave(check_interrupt_); }
+
+void Communicator::finish_and_leave(const std::function<void()>& check_interrupt) {
   if (fork_generation_ != watched_fork_count()) return;
   if (closed_.exchange(true)) return;
   std::thread progress_thread;
+  std::exception_ptr interrupt;
   {
     std::unique_lock<std::mutex> lock(mutex_);
     stop_ = true;
     changed_.notify_all();
-    changed_.wait(lock, [this] { return !busy_ && queue_.empty(); });
+    while (!changed_.wait_for(lock, kInterruptCheck, [this] { return !busy_ && queue_.empty(); })) {
+      if (!check_interrupt || interrupt) continue;
+      lock.unlock();
+      try {
+        check_interrupt();
+      } catch (const std::exception& error) {
+        interrupt = std::current_exception();
+        report_interrupt(error, "in close()");
+      }
+      lock.lock();
+    }
     progress_thread.swap(progress_thread_);
   }
   if (progress_thread.joinable()) progress_thread.join();
-  std::lock_guard<std::mutex> lock(mutex_);
-  group_.reset();
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    group_.reset();
+  }
+  if (interrupt) throw Interrupted{interrupt};
 }
 
 }  // namespace ringcomm

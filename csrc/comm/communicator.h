@@ -8,6 +8,7 @@
 #include <condition_variable>
 #include <deque>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -25,7 +26,8 @@ class Work {
   bool done() const;
   // Blocks until the call has finished, at most timeout_s (negative: no limit of its own; the
   // communicator's deadline bounds every call). True if it finished; rethrows its error.
-  bool wait(double timeout_s = -1) const;
+  // check_interrupt, if any, runs every kInterruptCheck and may throw; the call itself goes on.
+  bool wait(double timeout_s = -1, const std::function<void()>& check_interrupt = {}) const;
 
  private:
   friend class Communicator;
@@ -53,6 +55,10 @@ class Communicator {
   int rank() const { return rank_; }
   int world_size() const { return world_size_; }
   int64_t inline_bytes() const { return inline_bytes_; }
+  // See encoded_sums_of.
+  std::vector<Range> encoded_sums(int64_t num_elems) const {
+    return encoded_sums_of(rank_, num_elems, world_size_, buffer_bytes_);
+  }
 
   // algo: null lets the table choose. call.algo is ignored.
   void run(Collective call, const Algo* algo, const std::string& tag);
@@ -65,7 +71,8 @@ class Communicator {
   // Makes every rank raise AbortedError now and for ever. Never waits.
   void abort(const std::string& reason);
   // Finishes pending calls (bounded by the deadline), tells the peers and releases everything.
-  // Idempotent; not collective.
+  // Idempotent; not collective. If it is interrupted, pending calls fail and it throws Interrupted
+  // after it has closed.
   void close();
 
  private:
@@ -77,6 +84,9 @@ class Communicator {
 
   // Waits for the turn of a call that found the communicator busy.
   std::shared_ptr<Work> enqueue(const Collective& call, const Descriptor& descriptor);
+  void wait_interruptibly(const Work& work);
+  void report_interrupt(const std::exception& error, const std::string& where);
+  void finish_and_leave(const std::function<void()>& check_interrupt);
   void check_usable() const;
   Descriptor prepare(Collective& call, const Algo* algo, const std::string& tag) const;
   OpStats execute(const Collective& call, const Descriptor& descriptor);
@@ -89,13 +99,15 @@ class Communicator {
   const int world_size_;
   std::unique_ptr<ShmGroup> group_;  // used by whoever has the turn
   const int64_t inline_bytes_;
+  const int64_t buffer_bytes_;
+  const std::function<void()> check_interrupt_;
   Scratch scratch_;
 
   mutable std::mutex mutex_;  // guards what follows; never held while a collective runs
   std::condition_variable changed_;
   std::deque<Pending> queue_;
   bool busy_ = false;  // somebody has the turn
-  bool stop_ = false;
+  bool stop_ = false;  // close() has begun: nothing is queued any more
   std::atomic<bool> closed_{false};
   std::array<OpStats, kNumOps> stats_;
   std::thread progress_thread_;  // runs the queue; started by the first call that has to wait or is asynchronous

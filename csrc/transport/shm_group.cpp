@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <tuple>
 
 #include "transport/fault.h"
 
@@ -46,12 +47,27 @@ void futex_wake_all(std::atomic<uint32_t>& word) {
 
 }  // namespace
 
-void ShmGroup::format_control(int control_fd, int world_size) {
+void ShmGroup::format_control(int control_fd, int world_size, uint32_t first_seq) {
   Mapping mapping(control_fd, control_bytes(world_size));
   auto* page = reinterpret_cast<ControlPage*>(mapping.data());
   page->magic = kControlMagic;
   page->version = kSharedLayoutVersion;
   page->world_size = static_cast<uint32_t>(world_size);
+  for (int rank = 0; rank < world_size; ++rank) {
+    RankLine& line = page->ranks[rank];
+    line.step.value.store(first_seq, std::memory_order_relaxed);
+    line.entered_seq.store(first_seq, std::memory_order_relaxed);
+    line.completed_seq.store(first_seq, std::memory_order_relaxed);
+  }
+}
+
+void ShmGroup::format_staging(int staging_fd, int64_t buffer_bytes, uint32_t first_seq) {
+  const StagingLayout layout = StagingLayout::make(buffer_bytes);
+  Mapping mapping(staging_fd, layout.total_bytes());
+  for (const int parity : {0, 1}) {
+    auto* slot = reinterpret_cast<SlotHeader*>(mapping.data() + layout.slot_offset(parity));
+    slot->seq.value.store(first_seq, std::memory_order_relaxed);
+  }
 }
 
 ShmGroup::ShmGroup(const GroupConfig& config)
@@ -61,16 +77,23 @@ ShmGroup::ShmGroup(const GroupConfig& config)
       timeout_(static_cast<int64_t>(config.timeout_s * 1e9)),
       layout_(StagingLayout::make(config.buffer_bytes)),
       pids_(config.pids),
+      first_seq_(config.first_seq),
+      check_interrupt_(config.check_interrupt),
       spin_rounds_(config.world_size <= config.num_cores ? kSpinRounds : kSpinRoundsOversubscribed),
       yield_rounds_(config.world_size <= config.num_cores ? 0 : kYieldRoundsOversubscribed),
       control_(config.control_fd, control_bytes(config.world_size)),
-      checked_seq_(static_cast<size_t>(config.world_size), 0) {
+      seq_(config.first_seq),
+      step_base_(config.first_seq),
+      checked_seq_(static_cast<size_t>(config.world_size), config.first_seq) {
   RC_CHECK(world_size_ >= 1 && world_size_ <= kMaxRanks, "world_size must be 1 to ", kMaxRanks, ", not ", world_size_);
   RC_CHECK(rank_ >= 0 && rank_ < world_size_, "rank must be 0 to ", world_size_ - 1, ", not ", rank_);
   RC_CHECK(timeout_.count() > 0, "timeout must be positive, not ", config.timeout_s, " s");
   const size_t expected = static_cast<size_t>(world_size_);
   RC_CHECK(config.staging_fds.size() == expected && config.pidfds.size() == expected && config.pids.size() == expected,
            "need one staging segment, pidfd and pid per rank");
+  // The smallest piece that any algorithm gives a rank is one cache line (or one block of 32 16-bit values).
+  RC_CHECK(layout_.half_bytes >= static_cast<int64_t>(kCacheLine) * world_size_, "a staging buffer of ",
+           layout_.half_bytes, " bytes is too small for ", world_size_, " ranks; raise RINGCOMM_STAGING_KIB");
   page_ = reinterpret_cast<ControlPage*>(control_.data());
   if (page_->magic != kControlMagic || page_->version != kSharedLayoutVersion ||
       page_->world_size != static_cast<uint32_t>(world_size_)) {
@@ -87,10 +110,10 @@ ShmGroup::ShmGroup(const GroupConfig& config)
     peers.push_back({peer, config.pids[i], std::move(pidfd)});
   }
   line(rank_).pid.store(pids_[static_cast<size_t>(rank_)], std::memory_order_relaxed);
-  line(rank_).lifecycle.store(static_cast<uint32_t>(Lifecycle::live), std::memory_order_release);
   if (world_size_ > 1) {
     monitor_ = std::make_unique<LivenessMonitor>(std::move(peers), [this](int peer) { on_peer_death(peer); });
   }
+  line(rank_).lifecycle.store(static_cast<uint32_t>(Lifecycle::live), std::memory_order_release);
 }
 
 ShmGroup::~ShmGroup() { leave(); }
@@ -189,12 +212,18 @@ void ShmGroup::wait_flag_slowly(Flag& flag, uint32_t target, int peer) {
   }
   if (!deadline_set_) {
     deadline_ = Clock::now() + timeout_;
+    interrupt_check_due_ = Clock::now() + kInterruptCheck;
     deadline_set_ = true;
   }
   for (;;) {
     throw_if_failed();
     throw_if_peer_left(peer, flag, target);
-    const std::chrono::nanoseconds left = deadline_ - Clock::now();
+    const Clock::time_point now = Clock::now();
+    if (now >= interrupt_check_due_) {
+      throw_if_interrupted();
+      interrupt_check_due_ = now + kInterruptCheck;
+    }
+    const std::chrono::nanoseconds left = deadline_ - now;
     if (left.count() <= 0 && !arrived()) fail_deadline(peer);
     flag.sleepers.fetch_add(1, std::memory_order_seq_cst);
     const uint32_t seen = flag.value.load(std::memory_order_seq_cst);
@@ -234,27 +263,71 @@ void ShmGroup::throw_if_peer_left(int peer, const Flag& flag, uint32_t target) {
   if (reached(flag.value.load(std::memory_order_acquire), target)) return;  // it left after it did its part
   fail(Error(ErrorKind::peer_lost,
              concat("rank ", peer, " (pid ", pids_[static_cast<size_t>(peer)], ") closed group '", name_, "' after ",
-                    line(peer).completed_seq.load(), " collectives; rank ", rank_, " still waits for it in ",
+                    line(peer).completed_seq.load() - first_seq_, " collectives; rank ", rank_, " still waits for it in ",
                     describe_current(), ". Every rank must make the same calls before it closes. ", kLost),
              peer));
 }
 
-void ShmGroup::fail_deadline(int peer) {
+void ShmGroup::throw_if_interrupted() {
+  if (!check_interrupt_) return;
+  try {
+    check_interrupt_();
+  } catch (const std::exception& error) {
+    report_interrupt(error, concat("in ", describe_current()));
+    throw Interrupted{std::current_exception()};
+  }
+}
+
+void ShmGroup::report_interrupt(const std::exception& error, const std::string& where) {
+  const std::string what = error.what();  // "KeyboardInterrupt: ..." and a traceback
+  report(Error(ErrorKind::aborted,
+               concat("rank ", rank_, " (pid ", pids_[static_cast<size_t>(rank_)], ") was interrupted (",
+                      what.substr(0, what.find_first_of(":\n")), ") ", where, " of group '", name_, "'. ", kLost),
+               rank_));
+}
+
+// Whom to name when `peer` is late: in a ring, `peer` may itself be waiting for the one that is.
+int ShmGroup::furthest_behind(int peer) const {
+  const auto progress = [this](int rank) {
+    const RankLine& their = line(rank);
+    const char state = read_process_state(pids_[static_cast<size_t>(rank)]).letter;
+    return std::make_tuple(static_cast<int32_t>(their.entered_seq.load() - seq_), state != 'T' && state != 't',
+                           static_cast<int32_t>(their.step.value.load() - step_base_));
+  };
+  int last = peer;
+  for (int rank = 0; rank < world_size_; ++rank) {
+    if (rank == rank_ || reached(line(rank).completed_seq.load(), seq_)) continue;
+    if (progress(rank) < progress(last)) last = rank;
+  }
+  return last;
+}
+
+std::string ShmGroup::where_is(int peer) const {
   const RankLine& their = line(peer);
   const uint32_t entered = their.entered_seq.load();
+  const SlotHeader& announced = slot(peer, entered);
+  std::string where;
+  if (entered == first_seq_) {
+    where = "it has not called any collective yet";
+  } else if (!reached(announced.seq.value.load(std::memory_order_acquire), entered)) {
+    where = concat("it has just entered collective #", entered);
+  } else if (entered == their.completed_seq.load()) {
+    where = concat("its last call, ", describe(announced.descriptor, entered), ", is complete");
+  } else {
+    where = concat("it is inside ", describe(announced.descriptor, entered));
+  }
   const ProcessState state = read_process_state(pids_[static_cast<size_t>(peer)]);
-  std::string where =
-      entered == 0 ? std::string("it has not called any collective yet")
-      : entered == their.completed_seq.load()
-          ? concat("its last call, ", describe(slot(peer, entered).descriptor, entered), ", is complete")
-          : concat("it is inside ", describe(slot(peer, entered).descriptor, entered));
-  if (state.letter == 'T' || state.letter == 't') where += ", and the process is stopped";
+  return state.letter == 'T' || state.letter == 't' ? where + ", and the process is stopped" : where;
+}
+
+void ShmGroup::fail_deadline(int peer) {
+  const int late = furthest_behind(peer);
   fail(Error(
       ErrorKind::deadline,
-      concat("rank ", peer, " (pid ", pids_[static_cast<size_t>(peer)], ") did not come within ",
+      concat("rank ", late, " (pid ", pids_[static_cast<size_t>(late)], ") did not come within ",
              timeout_.count() / 1e9, " s: rank ", rank_, " waits for it in ", describe_current(), " of group '", name_,
-             "'; ", where, ". Look for a rank that takes another path or is slow, or raise timeout=. ", kLost),
-      peer));
+             "'; ", where_is(late), ". Look for a rank that takes another path or is slow, or raise timeout=. ", kLost),
+      late));
 }
 
 void ShmGroup::on_peer_death(int peer) {
@@ -262,10 +335,12 @@ void ShmGroup::on_peer_death(int peer) {
   if (their.lifecycle.load(std::memory_order_seq_cst) == static_cast<uint32_t>(Lifecycle::closed)) return;
   const uint32_t entered = their.entered_seq.load();
   const bool inside = entered != their.completed_seq.load();
+  const std::string where = entered == first_seq_ ? std::string("before its first collective")
+                                                  : concat(inside ? "inside collective #" : "after collective #",
+                                                           entered, ". Output buffers of unfinished calls are undefined");
   report(Error(ErrorKind::peer_lost,
-               concat("rank ", peer, " (pid ", pids_[static_cast<size_t>(peer)], ") of group '", name_, "' died",
-                      inside ? " inside collective #" : " after collective #", entered,
-                      ". Output buffers of unfinished calls are undefined. ", kLost),
+               concat("rank ", peer, " (pid ", pids_[static_cast<size_t>(peer)], ") of group '", name_, "' died ", where,
+                      ". ", kLost),
                peer));
 }
 

@@ -17,6 +17,8 @@
 #pragma once
 
 #include <chrono>
+#include <exception>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -39,15 +41,25 @@ struct GroupConfig {
   std::vector<int> staging_fds;  // per rank, borrowed
   std::vector<int> pidfds;       // per rank, borrowed; -1: no pidfd on this kernel
   std::vector<int> pids;         // per rank
+  uint32_t first_seq = 0;        // where the wrapping counters start, as format_*() wrote it; for tests
+  // Called about every kInterruptCheck by a rank that waits long; throws to interrupt the wait.
+  std::function<void()> check_interrupt;
 };
+
+// A wait that check_interrupt ended. Not a std::exception: nobody may mistake it for a failed call.
+struct Interrupted {
+  std::exception_ptr cause;
+};
+constexpr std::chrono::milliseconds kInterruptCheck{100};
 
 class ShmGroup {
  public:
   // Bytes of the two kinds of segment that the group maps.
   static int64_t control_bytes(int world_size) { return static_cast<int64_t>(ControlPage::bytes(world_size)); }
   static int64_t staging_bytes(int64_t buffer_bytes) { return StagingLayout::make(buffer_bytes).total_bytes(); }
-  // Writes the control page's header; once, before any rank attaches.
-  static void format_control(int control_fd, int world_size);
+  // Prepare the two kinds of segment; once, before any other rank attaches.
+  static void format_control(int control_fd, int world_size, uint32_t first_seq);
+  static void format_staging(int staging_fd, int64_t buffer_bytes, uint32_t first_seq);
 
   explicit ShmGroup(const GroupConfig& config);
   ~ShmGroup();
@@ -85,6 +97,8 @@ class ShmGroup {
   // The same without throwing; any thread.
   void report(const Error& error);
   void throw_if_failed() const;
+  // Records for all ranks that check_interrupt threw `error`; any thread. `where` follows "interrupted".
+  void report_interrupt(const std::exception& error, const std::string& where);
   // Tells the peers that this rank will not come back; they fail only if they wait for it.
   void leave();
   std::string describe_current() const { return describe(current_, seq_); }
@@ -100,7 +114,10 @@ class ShmGroup {
   void wait_flag(Flag& flag, uint32_t target, int peer);
   void wait_flag_slowly(Flag& flag, uint32_t target, int peer);
   void check_descriptor(int peer, uint32_t seq, const Descriptor& mine);
+  void throw_if_interrupted();
   void throw_if_peer_left(int peer, const Flag& flag, uint32_t target);
+  int furthest_behind(int peer) const;
+  std::string where_is(int peer) const;
   [[noreturn]] void fail_deadline(int peer);
   void on_peer_death(int peer);
   void wake_everyone();
@@ -111,6 +128,8 @@ class ShmGroup {
   const std::chrono::nanoseconds timeout_;
   const StagingLayout layout_;
   const std::vector<int> pids_;
+  const uint32_t first_seq_;
+  const std::function<void()> check_interrupt_;
   int spin_rounds_;
   int yield_rounds_;
   Mapping control_;
@@ -118,12 +137,13 @@ class ShmGroup {
   std::vector<Mapping> slabs_;
   std::unique_ptr<LivenessMonitor> monitor_;
 
-  uint32_t seq_ = 0;                   // of the current or next collective; the first is 1
-  uint32_t step_base_ = 0;             // steps of all finished collectives
+  uint32_t seq_;                       // of the current or last collective; the first is first_seq + 1
+  uint32_t step_base_;                 // steps of all finished collectives
   Descriptor current_;                 // of collective seq_
   std::vector<uint32_t> checked_seq_;  // per peer: the last collective whose announcement was seen and compared
   bool deadline_set_ = false;          // the clock starts at the first wait that is not over at once
   std::chrono::steady_clock::time_point deadline_;
+  std::chrono::steady_clock::time_point interrupt_check_due_;
 };
 
 }  // namespace ringcomm

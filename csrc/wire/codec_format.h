@@ -15,8 +15,8 @@
 //         B * 16         B * 2    scale of block b, bfloat16
 //
 //   Elements that the last block lacks have code 0.
-//   scale = bfloat16(absmax * (1 / 127 or 1 / 7)), rounded to nearest even, at most the largest value
-//           whose product with 127 or 7 is finite. Below 2^-126 it is 0, and so are all codes.
+//   scale = bfloat16(absmax * (1 / 127 or 1 / 7)), rounded to nearest even. Below 2^-126 it is 0, and so
+//           are all codes.
 //           absmax is the largest magnitude of the block by its bits, so NaN > infinity > finite.
 //   A block with an infinity or NaN has scale 0x7FC0 (NaN) and codes 0: it decodes to NaN everywhere.
 //   code  = value * (1 / scale), rounded to nearest even; or, with stochastic rounding,

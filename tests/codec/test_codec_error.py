@@ -1,8 +1,9 @@
 """How far a compressed mean is from the exact one, with and without error feedback."""
 
-import codec_calls
 import numpy as np
 import pytest
+
+from tests.codec import codec_calls
 
 NUM_RANKS = 4
 NUM_ELEMS = 1 << 14

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 import tarfile
@@ -12,9 +14,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Runs in the new environment, which has NumPy but no torch.
+# Two ranks of this run in the new environment, which has NumPy but no torch.
 SMOKE = """
-import importlib.metadata, importlib.util, json, sys
+import importlib.metadata, importlib.util, json
 import numpy as np
 import ringcomm
 from ringcomm import _core, info
@@ -22,6 +24,13 @@ from ringcomm import _core, info
 assert importlib.util.find_spec("torch") is None
 probe = _core.cuda_probe()
 assert probe.count == 0 and probe.reason == "ringcomm was built without CUDA", probe.reason
+with ringcomm.init(timeout=60) as comm:
+    exact = np.full(1001, comm.rank + 1, np.float32)
+    comm.all_reduce(exact)
+    assert (exact == 3).all(), exact
+    rough = np.linspace(-1, 1, 1001, dtype=np.float32)
+    comm.all_reduce(rough, op="avg", codec="int8")
+    assert np.abs(rough - np.linspace(-1, 1, 1001)).max() < 0.02, rough
 print(json.dumps({
     "file": ringcomm.__file__,
     "version": importlib.metadata.version("ringcomm"),
@@ -44,6 +53,13 @@ def run(*command: str | Path, **options: object) -> subprocess.CompletedProcess[
     )
     assert isinstance(finished, subprocess.CompletedProcess)
     return finished
+
+
+@pytest.fixture
+def launcher_variables() -> dict[str, str]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    return {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
 def test_the_sdist_holds_every_source(sdist: Path) -> None:
@@ -75,7 +91,10 @@ def test_the_sdist_holds_every_source(sdist: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_sdist_installs_and_runs_elsewhere(
-    sdist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sdist: Path,
+    tmp_path: Path,
+    launcher_variables: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("PYTHONPATH", raising=False)
     monkeypatch.setenv("RINGCOMM_SKIP_CUDA_BUILD", "1")
@@ -87,9 +106,24 @@ def test_the_sdist_installs_and_runs_elsewhere(
 
     installed = run(python, "-m", "pip", "install", sdist, cwd=tmp_path)
     assert installed.returncode == 0, installed.stdout + installed.stderr
-    smoke = run(python, "-c", SMOKE, cwd=tmp_path)
-    assert smoke.returncode == 0, smoke.stderr
-    facts = json.loads(smoke.stdout.splitlines()[-1])
+    ranks = [
+        subprocess.Popen(
+            [python, "-c", SMOKE],
+            cwd=tmp_path,
+            env={**os.environ, **launcher_variables, "RANK": str(rank)},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]
+    try:
+        outputs = [rank.communicate(timeout=90) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, 0], outputs
+    facts = json.loads(outputs[0][0].splitlines()[-1])
 
     assert facts["file"].startswith(str(tmp_path))
     assert facts["license"] == "Apache-2.0"

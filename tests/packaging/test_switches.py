@@ -154,3 +154,19 @@ def test_a_bad_switch_says_what_is_wrong(
     assert message in finished.stderr
     assert "Traceback" not in finished.stderr
     assert not (tmp_path / "lib").exists()
+
+
+def test_a_module_deleted_since_the_last_build_does_not_reach_the_wheel(
+    source_tree: Path, tmp_path: Path
+) -> None:
+    stale = tmp_path / "lib" / "ringcomm" / "gone.py"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path / "lib")],
+        cwd=source_tree,
+        check=True,
+        timeout=60,
+    )
+    assert (stale.parent / "env.py").is_file()
+    assert not stale.exists()

@@ -5,7 +5,9 @@ every rank's whole array is encoded (also the own part), summed in float32 in ra
 for a mean, encoded again by the owner of each chunk, and decoded by everybody, the owner included.
 """
 
+import contextlib
 import time
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -22,7 +24,17 @@ from ringcomm.errors import (
     UsageError,
 )
 
-__all__ = ["CommTransport", "GroupTransport", "Transport"]
+__all__ = [
+    "CHOICES",
+    "CommTransport",
+    "Config",
+    "GroupTransport",
+    "Transport",
+    "make_transport",
+    "no_cuda",
+]
+
+CHOICES = ("auto", "ringcomm", "torch")
 
 _DTYPES: dict[torch.dtype, int] = {
     getattr(torch, name): code for name, code in _core.DTYPES.items()
@@ -118,9 +130,7 @@ class CommTransport:
         # The communicator cuts an array as it likes. A third is no multiple of any scale, so the
         # owner's residual changes wherever this rank encodes a sum.
         probe = torch.full((num_elems,), 1 / 3)
-        self._comm.all_reduce(
-            torch.zeros(num_elems), op="avg", codec=codec, owner_residual=probe
-        )
+        self._comm.all_reduce(torch.zeros(num_elems), op="avg", codec=codec, owner_residual=probe)
         return probe != 1 / 3 if num_elems else probe.bool()
 
     def close(self) -> None:
@@ -174,7 +184,9 @@ class GroupTransport:
         world = self.world_size
         num_elems = x.numel()
         chunk = -(-num_elems // (world * BLOCK_ELEMS)) * BLOCK_ELEMS
-        bounds = [(min(num_elems, r * chunk), min(num_elems, (r + 1) * chunk)) for r in range(world)]
+        bounds = [
+            (min(num_elems, r * chunk), min(num_elems, (r + 1) * chunk)) for r in range(world)
+        ]
         begin, end = bounds[self.rank]
         stochastic = codec.rounding == "stochastic"
         item = x.element_size()
@@ -206,9 +218,7 @@ class GroupTransport:
         arrived = self._bytes("in", own_bytes * world)
         self.codec_seconds += time.perf_counter() - started
         with self._translated("all-to-all of encoded gradients"):
-            dist.all_to_all_single(
-                arrived, wire, [own_bytes] * world, out_bytes, group=self._group
-            )
+            dist.all_to_all_single(arrived, wire, [own_bytes] * world, out_bytes, group=self._group)
         self.bytes_sent += sum(out_bytes) - own_bytes
 
         # The owner sums in rank order, in float32.
@@ -285,10 +295,9 @@ class GroupTransport:
         if self._closed:
             return
         self._closed = True
-        try:
+        # Unless the whole of torch.distributed is gone already.
+        with contextlib.suppress(ValueError, AssertionError, RuntimeError):
             dist.destroy_process_group(self._group)
-        except (ValueError, AssertionError, RuntimeError):
-            pass  # the whole of torch.distributed is gone already
 
     def _all_gather_single(self, output: torch.Tensor, x: torch.Tensor) -> None:
         # torch 2.13 renamed all_gather_into_tensor.
@@ -339,3 +348,59 @@ class _Translated:
             f"{self.what} over {self.transport.name} failed on rank {self.transport.rank} of "
             f"{self.transport.world_size}: {text}"
         ) from error
+
+
+# ---- choosing one ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Config:
+    transport: str
+    warmup_steps: int
+    min_elems: int
+    timeout: timedelta | None
+    log_every: int
+
+
+def make_transport(
+    config: Config, group: dist.ProcessGroup | None, comm: Any
+) -> tuple[Transport, str]:
+    if comm is not None:
+        if config.transport == "torch":
+            raise UsageError("comm= is a ringcomm communicator, so transport cannot be 'torch'")
+        if dist.is_available() and dist.is_initialized():
+            expected = (dist.get_rank(group), dist.get_world_size(group))
+            if expected != (comm.rank, comm.world_size):
+                raise UsageError(
+                    f"comm is rank {comm.rank} of {comm.world_size}, the model's process group is "
+                    f"rank {expected[0]} of {expected[1]}; they must be the same ranks"
+                )
+        return CommTransport(comm, owns_comm=False), "the communicator that was passed"
+    if not (dist.is_available() and dist.is_initialized()):
+        raise UsageError("torch.distributed is not initialised: call init_process_group() first")
+    if dist.get_rank(group) < 0:
+        raise UsageError("this process is not a member of the process group")
+    why = "as asked for"
+    if config.transport != "torch":
+        from ringcomm.comm import init
+
+        try:
+            made = init(
+                group=dist.group.WORLD if group is None else group,
+                timeout=config.timeout,
+                name="ddp",
+            )
+        except UsageError as error:
+            if config.transport == "ringcomm":
+                raise
+            why = f"not shared memory: {error}"
+        else:
+            return CommTransport(made, owns_comm=True), "all ranks are on this host"
+    return GroupTransport(group, config.timeout), why
+
+
+def no_cuda(what: str, device: torch.device) -> str:
+    return (
+        f"{what} is on {device}: CUDA arrays are not supported by this build, whose transports and "
+        "codecs are on the CPU. Train on the CPU, or leave the hook off"
+    )

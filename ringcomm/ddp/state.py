@@ -1,160 +1,45 @@
-"""A drop-in communication hook for ``torch.nn.parallel.DistributedDataParallel``.
+"""What the hook keeps between steps, and what it does with a bucket."""
 
-::
-
-    model = DistributedDataParallel(module)
-    state = ringcomm.attach(model, codec="int4")      # or, the same in torch's own words:
-    state = HookState(model, codec="int4")
-    model.register_comm_hook(state, ringcomm.ddp.hook)
-
-Each gradient bucket becomes the mean over all ranks, with the same bits on every rank:
-
-- Parameters of two or more dimensions and at least ``min_elems`` elements travel through the codec;
-  what the encoding loses is kept per parameter (error feedback) and added the next time.
-- Everything else goes exact: biases and other 1-D parameters, small ones, sparse, float64 and
-  complex gradients, and all of it during the first ``warmup_steps`` steps.
-- The mean is always over the full world size, also under ``Join`` with uneven inputs.
-- Gradients with NaN or Inf arrive as NaN on every rank, and leave the error feedback untouched.
-
-The hook itself only hands the bucket to a worker thread and returns a future. That thread runs the
-buckets strictly in order, over a communicator of its own; nothing ever waits inside a future's
-callback. If it fails, ``backward()`` raises the error and the state refuses to go on.
-
-Results depend on the layout of DDP's buckets only through blocks of 32 values: if the sizes of all
-compressed parameters are multiples of 32, not at all.
-"""
-
+import contextlib
 import logging
-import queue
-import threading
 import time
 import warnings
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import GradBucket
 from torch.nn.parallel import DistributedDataParallel
 
 from ringcomm import _core
 from ringcomm.codecs import Codec
 from ringcomm.codecs import codec as parse_codec
-from ringcomm.ddp_transport import CommTransport, GroupTransport, Transport
+from ringcomm.ddp.bucket import (
+    Layout,
+    Plan,
+    adopt,
+    is_small,
+    keep_unused_residuals,
+    nonzero_ranges,
+)
+from ringcomm.ddp.counters import Counters, bits_per_value
+from ringcomm.ddp.transport import CHOICES, Config, Transport, make_transport, no_cuda
+from ringcomm.ddp.worker import Job, Resources, unwrap
 from ringcomm.errors import AbortedError, RingcommError, UsageError
 
-__all__ = ["HookState", "attach", "hook"]
+__all__ = ["DEFAULT_MIN_ELEMS", "HookState"]
+
+DEFAULT_MIN_ELEMS = 1024
 
 _LOG = logging.getLogger("ringcomm.ddp")
-_TRANSPORTS = ("auto", "ringcomm", "torch")
 _ENCODED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _EXACT_DTYPES = (torch.float64, torch.complex64, torch.complex128)
 _DEFAULT_WARMUP_STEPS = 10  # for codecs below 8 bits
-_DEFAULT_MIN_ELEMS = 1024
 _STATE_FORMAT = 1
-_STOP_SECONDS = 5.0
-
-
-def hook(state: "HookState", bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """The communication hook, for ``ddp_model.register_comm_hook(HookState(...), hook)``.
-
-    Args:
-        state: A :class:`HookState` made for the same model.
-        bucket: DDP's bucket on the CPU. Its buffer is overwritten with the mean over all ranks.
-
-    Returns:
-        A future of ``bucket.buffer()``. Does not block.
-
-    Raises:
-        UsageError: the bucket cannot be handled; the message says why.
-        AbortedError: an earlier bucket failed.
-    """
-    if isinstance(bucket, tuple):
-        raise UsageError(
-            "DDP called the hook with one gradient instead of a bucket: torch.compile runs with "
-            "torch._dynamo.config.optimize_ddp = 'python_reducer', which ignores what hooks return. "
-            "Set torch._dynamo.config.optimize_ddp = 'ddp_optimizer' (the default) or False"
-        )
-    if not isinstance(state, HookState):
-        raise UsageError(
-            f"the hook's state is a {type(state).__name__}, expected a ringcomm.ddp.HookState: "
-            "ddp_model.register_comm_hook(HookState(ddp_model, codec='int4'), ringcomm.ddp.hook)"
-        )
-    return state._submit(bucket)
-
-
-def attach(
-    ddp_model: DistributedDataParallel,
-    codec: "str | Codec" = "int4",
-    *,
-    transport: str = "auto",
-    process_group: dist.ProcessGroup | None = None,
-    comm: Any = None,
-    warmup_steps: int | None = None,
-    min_elems: int = _DEFAULT_MIN_ELEMS,
-    scaler: Any = None,
-    seed: int | None = None,
-    timeout: timedelta | None = None,
-    log_every: int = 0,
-) -> "HookState":
-    """Compress the gradient all-reduce of a DDP model. Collective over the model's ranks.
-
-    Call it once, after wrapping and before the first backward, with the same arguments on all
-    ranks. Arguments are those of :class:`HookState`.
-
-    Returns:
-        The hook's state: statistics, checkpoints, ``close()``.
-
-    Raises:
-        UsageError: not a DDP model, a model that has a hook already, parameters on another device
-            than the CPU, or bad arguments.
-    """
-    model = getattr(ddp_model, "_orig_mod", ddp_model)  # a torch.compile wrapper
-    if not isinstance(model, DistributedDataParallel):
-        raise UsageError(
-            f"attach() takes a DistributedDataParallel model, found a {type(ddp_model).__name__}; "
-            "wrap it first: model = torch.nn.parallel.DistributedDataParallel(module)"
-        )
-    if getattr(model, "mixed_precision", None) is not None:
-        raise UsageError(
-            "this model has DDP's mixed_precision, which installs a communication hook of its own; "
-            "use torch.autocast instead, or mixed_precision=None"
-        )
-    if any(hasattr(p, "_in_backward_optimizers") for p in model.parameters()):
-        raise UsageError(
-            "this model has optimizers applied in the backward pass, which install a communication "
-            "hook of their own; step the optimizer after backward() instead"
-        )
-    if model._comm_hooks:
-        names = ", ".join(getattr(h, "__qualname__", repr(h)) for h, _ in model._comm_hooks)
-        raise UsageError(
-            f"this model has a communication hook already ({names}), and DDP takes one only; "
-            "attach() once, on a freshly wrapped model"
-        )
-    state = HookState(
-        model,
-        codec,
-        transport=transport,
-        process_group=process_group,
-        comm=comm,
-        warmup_steps=warmup_steps,
-        min_elems=min_elems,
-        scaler=scaler,
-        seed=seed,
-        timeout=timeout,
-        log_every=log_every,
-    )
-    try:
-        model.register_comm_hook(state, hook)
-    except BaseException as error:
-        state.close()
-        if isinstance(error, RuntimeError):
-            raise UsageError(f"DDP refuses the hook: {error}") from error
-        raise
-    return state
 
 
 class HookState:
@@ -191,13 +76,13 @@ class HookState:
     def __init__(
         self,
         model: torch.nn.Module,
-        codec: "str | Codec" = "int4",
+        codec: str | Codec = "int4",
         *,
         transport: str = "auto",
         process_group: dist.ProcessGroup | None = None,
         comm: Any = None,
         warmup_steps: int | None = None,
-        min_elems: int = _DEFAULT_MIN_ELEMS,
+        min_elems: int = DEFAULT_MIN_ELEMS,
         scaler: Any = None,
         seed: int | None = None,
         timeout: timedelta | None = None,
@@ -206,8 +91,8 @@ class HookState:
         self.codec = parse_codec(codec)
         if seed is not None:
             self.codec = self.codec.with_options(seed=seed)
-        if transport not in _TRANSPORTS:
-            raise UsageError(f"transport is {transport!r}, expected one of {_TRANSPORTS}")
+        if transport not in CHOICES:
+            raise UsageError(f"transport is {transport!r}, expected one of {CHOICES}")
         if warmup_steps is None:
             low = not self.codec.exact and _core.bits_per_value(self.codec.up) < 8
             warmup_steps = _DEFAULT_WARMUP_STEPS if low else 0
@@ -216,7 +101,7 @@ class HookState:
         if scaler is not None and not hasattr(scaler, "get_scale"):
             raise UsageError(f"scaler is a {type(scaler).__name__}, expected a torch GradScaler")
         self.step = 0
-        self._config = _Config(transport, warmup_steps, min_elems, timeout, log_every)
+        self._config = Config(transport, warmup_steps, min_elems, timeout, log_every)
         self._scaler = scaler
         self._scale: float | None = None  # of the scaler, at the last step
         # Worker residuals and owner residuals by parameter name: views into the plans' arrays.
@@ -230,11 +115,11 @@ class HookState:
         self._names: dict[torch.Tensor, str] = {}
         self._model: weakref.ref[torch.nn.Module] | None = None
         self._group: dist.ProcessGroup | None = None
-        self._plans: dict[tuple[str, ...], _Plan] = {}
-        self._counters = _Counters()
-        self._in_backward: list[_Job] = []
+        self._plans: dict[tuple[str, ...], Plan] = {}
+        self._counters = Counters()
+        self._in_backward: list[Job] = []
         self._failure: BaseException | None = None
-        self._resources = _Resources()
+        self._resources = Resources()
         self._closer = weakref.finalize(self, self._resources.close)
 
     # ---- life ------------------------------------------------------------------------------------
@@ -266,7 +151,7 @@ class HookState:
             raise UsageError(f"model is a {type(model).__name__}, expected the DDP model")
         for name, parameter in module.named_parameters():
             if parameter.device.type not in ("cpu", "meta"):
-                raise UsageError(_no_cuda(f"parameter {name}", parameter.device))
+                raise UsageError(no_cuda(f"parameter {name}", parameter.device))
         if process_group is None:
             process_group = getattr(model, "process_group", None)
         self._resources.worker.drain()
@@ -316,7 +201,7 @@ class HookState:
         if self._resources.transport is not None:
             self._resources.transport.close()
             self._resources.transport = None
-        transport, why = _make_transport(self._config, group, comm)
+        transport, why = make_transport(self._config, group, comm)
         self._resources.transport = transport
         self._group = group
         self._plans.clear()
@@ -352,7 +237,7 @@ class HookState:
 
     # ---- one bucket: the autograd thread ---------------------------------------------------------
 
-    def _submit(self, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    def submit(self, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
         self._transport()
         if self._failure is not None:
             raise AbortedError(
@@ -361,7 +246,7 @@ class HookState:
             ) from self._failure
         buffer = bucket.buffer()
         if buffer.device.type != "cpu":
-            raise UsageError(_no_cuda("this bucket", buffer.device))
+            raise UsageError(no_cuda("this bucket", buffer.device))
         if buffer.dtype not in _ENCODED_DTYPES + _EXACT_DTYPES:
             raise UsageError(
                 f"gradients of dtype {buffer.dtype} cannot be averaged; supported are "
@@ -371,33 +256,34 @@ class HookState:
         if bucket.index() == 0:
             rescale = self._new_scale()
             self._watch_backward()
-        exact = self.codec.exact or self.step < self._config.warmup_steps
+        warmup = self.step < self._config.warmup_steps
+        exact = warmup or self.codec.exact
         if buffer.layout != torch.strided:
-            work = partial(self._reduce_sparse, buffer, exact)
+            work = partial(self._reduce_sparse, buffer, warmup)
         elif exact or buffer.dtype not in _ENCODED_DTYPES:
-            work = partial(self._reduce_exact, buffer, exact)
+            work = partial(self._reduce_exact, buffer, warmup)
         else:
             # A counter that no other bucket of the whole run has.
             counter = (self.step << 20) + bucket.index()
             work = partial(self._reduce_encoded, buffer, self._layout(bucket), counter)
-        job = _Job(partial(self._run, work, rescale, bucket.is_last(), exact))
+        job = Job(partial(self._run, work, rescale, bucket.is_last(), exact))
         if bucket.is_last():
             self.step += 1
         self._in_backward.append(job)
         # A future that holds an exception must come from a callback: the C++ reducer cannot read
         # one that set_exception() put there.
-        result: torch.futures.Future[torch.Tensor] = job.future.then(_unwrap)
+        result: torch.futures.Future[torch.Tensor] = job.future.then(unwrap)
         self._resources.worker.submit(job)
         return result
 
-    def _layout(self, bucket: dist.GradBucket) -> "_Layout":
+    def _layout(self, bucket: GradBucket) -> Layout:
         parameters = bucket.parameters()
         if any(parameter not in self._names for parameter in parameters):
             self._learn_names()
         try:
-            return _Layout(
+            return Layout(
                 tuple(self._names[parameter] for parameter in parameters),
-                tuple(_is_small(parameter, self._config.min_elems) for parameter in parameters),
+                tuple(is_small(parameter, self._config.min_elems) for parameter in parameters),
                 tuple(parameter.numel() for parameter in parameters),
             )
         except KeyError:
@@ -425,10 +311,8 @@ class HookState:
         backward pass (``Join``'s shadow of it) there is nothing to hook into.
         """
         self._in_backward = []
-        try:
-            torch.autograd.Variable._execution_engine.queue_callback(self._end_backward)  # type: ignore[attr-defined]
-        except RuntimeError:
-            pass
+        with contextlib.suppress(RuntimeError):
+            torch.autograd.Variable._execution_engine.queue_callback(self._end_backward)
 
     def _end_backward(self) -> None:
         jobs, self._in_backward = self._in_backward, []
@@ -507,13 +391,9 @@ class HookState:
         total = torch.sparse_coo_tensor(all_indices.t(), all_values, gradient.shape).coalesce()
         mean = (total.values() / transport.world_size).to(values.dtype)
         self._counters.add_exact(transport.bytes_sent - before, values.numel(), warmup)
-        return torch.sparse_coo_tensor(
-            total.indices(), mean, gradient.shape, is_coalesced=True
-        )
+        return torch.sparse_coo_tensor(total.indices(), mean, gradient.shape, is_coalesced=True)
 
-    def _reduce_encoded(
-        self, buffer: torch.Tensor, layout: "_Layout", counter: int
-    ) -> torch.Tensor:
+    def _reduce_encoded(self, buffer: torch.Tensor, layout: Layout, counter: int) -> torch.Tensor:
         transport = self._transport()
         if transport.world_size == 1:
             return buffer
@@ -526,7 +406,7 @@ class HookState:
         if plan.encoded:
             for begin, end in plan.exact:
                 buffer[begin:end].zero_()
-            with _Unused(buffer, plan):
+            with keep_unused_residuals(buffer, plan):
                 transport.all_reduce_encoded(
                     buffer, self.codec, plan.residual, plan.owner_residual, counter
                 )
@@ -537,13 +417,13 @@ class HookState:
             transport.all_reduce(small, "avg")
             counters.add_exact(transport.bytes_sent - before, small.numel(), False)
             sizes = [end - begin for begin, end in plan.exact]
-            for (begin, end), part in zip(plan.exact, small.split(sizes), strict=True):
+            for (begin, end), part in zip(plan.exact, torch.split(small, sizes), strict=True):
                 buffer[begin:end] = part
         return buffer
 
-    def _new_plan(self, layout: "_Layout") -> "_Plan":
+    def _new_plan(self, layout: Layout) -> Plan:
         """Plan a bucket that was not seen yet. Collective if the codec keeps owner residuals."""
-        plan = _Plan.of(layout)
+        plan = Plan.of(layout)
         stale = set(layout.names)
         self._plans = {
             names: kept for names, kept in self._plans.items() if stale.isdisjoint(names)
@@ -551,11 +431,11 @@ class HookState:
         self._plans[layout.names] = plan
         if self.codec.error_feedback and plan.encoded:
             plan.residual = torch.zeros(plan.num_elems)
-            _adopt(self._residuals, plan, plan.residual)
+            adopt(self._residuals, plan, plan.residual)
         if self.codec.down_codec.error_feedback and plan.encoded:
             transport = self._transport()
             plan.owner_residual = torch.zeros(plan.num_elems)
-            held = _adopt(self._owner_residuals, plan, plan.owner_residual)
+            held = adopt(self._owner_residuals, plan, plan.owner_residual)
             # Elements have other owners than before: put the pieces together once, exactly, and
             # keep the own ones. Whether anybody has a piece must be agreed on.
             wanted = torch.tensor([float(held)])
@@ -593,8 +473,10 @@ class HookState:
             "bytes_sent": counters.bytes_sent,
             "exact_bytes_sent": counters.exact_bytes_sent,
             "values": counters.values,
-            "bits_per_value": _bits(counters.bytes_sent, counters.values, transport.world_size),
-            "compressed_bits_per_value": _bits(
+            "bits_per_value": bits_per_value(
+                counters.bytes_sent, counters.values, transport.world_size
+            ),
+            "compressed_bits_per_value": bits_per_value(
                 counters.bytes_sent - counters.warmup_bytes_sent,
                 counters.values - counters.warmup_values,
                 transport.world_size,
@@ -612,7 +494,7 @@ class HookState:
         """Set all counters of :meth:`stats` to zero (not ``step``)."""
         self._resources.worker.drain()
         before = self._transport().codec_seconds
-        self._counters = _Counters(codec_seconds=before, codec_seconds_before=before)
+        self._counters = Counters(codec_seconds=before, codec_seconds_before=before)
 
     # ---- checkpoints -----------------------------------------------------------------------------
 
@@ -638,7 +520,7 @@ class HookState:
             "scale": self._scale,
             "residuals": {name: value.clone() for name, value in self._residuals.items()},
             "owner_residuals": {
-                name: {"num_elems": value.numel(), "ranges": _nonzero_ranges(value)}
+                name: {"num_elems": value.numel(), "ranges": nonzero_ranges(value)}
                 for name, value in self._owner_residuals.items()
             },
         }
@@ -660,8 +542,7 @@ class HookState:
         """
         if not isinstance(state, dict) or state.get("format") != _STATE_FORMAT:
             raise UsageError(
-                "state: expected the dictionary of HookState.state_dict(), format "
-                f"{_STATE_FORMAT}"
+                f"state: expected the dictionary of HookState.state_dict(), format {_STATE_FORMAT}"
             )
         transport = self._transport()
         sizes = {name: parameter.numel() for parameter, name in self._names.items()}
@@ -726,280 +607,3 @@ class HookState:
 
     def __repr__(self) -> str:
         return f"<ringcomm.ddp.HookState codec={self.codec} step={self.step}>"
-
-
-# ---- what a bucket looks like --------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Parameters of a bucket in the order of its buffer."""
-
-    names: tuple[str, ...]
-    small: tuple[bool, ...]  # goes exact
-    sizes: tuple[int, ...]
-
-
-@dataclass
-class _Plan:
-    """What to do with the ranges of a bucket's buffer, and what was left over last time."""
-
-    num_elems: int
-    num_encoded: int
-    encoded: list[tuple[str, int, int]]  # parameter name, begin, end
-    exact: list[tuple[int, int]]  # begin, end; neighbours are merged
-    residual: torch.Tensor | None = None
-    owner_residual: torch.Tensor | None = None
-
-    @staticmethod
-    def of(layout: _Layout) -> "_Plan":
-        encoded: list[tuple[str, int, int]] = []
-        exact: list[tuple[int, int]] = []
-        begin = 0
-        for name, small, size in zip(layout.names, layout.small, layout.sizes, strict=True):
-            end = begin + size
-            if not small:
-                encoded.append((name, begin, end))
-            elif exact and exact[-1][1] == begin:
-                exact[-1] = (exact[-1][0], end)
-            else:
-                exact.append((begin, end))
-            begin = end
-        return _Plan(begin, sum(end - begin for _, begin, end in encoded), encoded, exact)
-
-
-def _is_small(parameter: torch.Tensor, min_elems: int) -> bool:
-    return parameter.dim() < 2 or parameter.numel() < min_elems
-
-
-def _adopt(kept: dict[str, torch.Tensor], plan: _Plan, flat: torch.Tensor) -> bool:
-    """Move residuals by name into a plan's array. Whether there were any."""
-    found = False
-    for name, begin, end in plan.encoded:
-        old = kept.get(name)
-        if old is not None:
-            flat[begin:end] = old
-            found = True
-        kept[name] = flat[begin:end]
-    return found
-
-
-class _Unused:
-    """Keeps the residuals of parameters whose gradient is all zero on this rank.
-
-    DDP throws away what arrives for a parameter that no rank used, so sending its residual would
-    lose it. Such a parameter sends zeros and finds its residual unchanged.
-    """
-
-    def __init__(self, buffer: torch.Tensor, plan: _Plan) -> None:
-        self._stash: list[tuple[torch.Tensor, torch.Tensor]] = []
-        if plan.residual is None:
-            return
-        ptr, item = buffer.data_ptr(), buffer.element_size()
-        for _, begin, end in plan.encoded:
-            if _core.is_zero(ptr + begin * item, (end - begin) * item):
-                residual = plan.residual[begin:end]
-                self._stash.append((residual, residual.clone()))
-
-    def __enter__(self) -> None:
-        for residual, _ in self._stash:
-            residual.zero_()
-
-    def __exit__(self, *exc_info: object) -> None:
-        for residual, kept in self._stash:
-            residual.copy_(kept)
-
-
-def _nonzero_ranges(values: torch.Tensor, gap: int = 64) -> list[tuple[int, torch.Tensor]]:
-    """Copies of the stretches that hold all non-zero values, as (first element, values)."""
-    found = values.nonzero().flatten()
-    if not found.numel():
-        return []
-    cuts = ((found.diff() > gap).nonzero().flatten() + 1).tolist()
-    edges = [0, *cuts, found.numel()]
-    ranges = []
-    for first, last in zip(edges, edges[1:], strict=False):
-        begin, end = int(found[first]), int(found[last - 1]) + 1
-        ranges.append((begin, values[begin:end].clone()))
-    return ranges
-
-
-# ---- transports ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Config:
-    transport: str
-    warmup_steps: int
-    min_elems: int
-    timeout: timedelta | None
-    log_every: int
-
-
-def _make_transport(
-    config: _Config, group: dist.ProcessGroup | None, comm: Any
-) -> tuple[Transport, str]:
-    if comm is not None:
-        if config.transport == "torch":
-            raise UsageError("comm= is a ringcomm communicator, so transport cannot be 'torch'")
-        if dist.is_available() and dist.is_initialized():
-            expected = (dist.get_rank(group), dist.get_world_size(group))
-            if expected != (comm.rank, comm.world_size):
-                raise UsageError(
-                    f"comm is rank {comm.rank} of {comm.world_size}, the model's process group is "
-                    f"rank {expected[0]} of {expected[1]}; they must be the same ranks"
-                )
-        return CommTransport(comm, owns_comm=False), "the communicator that was passed"
-    if not (dist.is_available() and dist.is_initialized()):
-        raise UsageError("torch.distributed is not initialised: call init_process_group() first")
-    if dist.get_rank(group) < 0:
-        raise UsageError("this process is not a member of the process group")
-    why = "as asked for"
-    if config.transport != "torch":
-        from ringcomm.comm import init
-
-        try:
-            made = init(
-                group=dist.group.WORLD if group is None else group,
-                timeout=config.timeout,
-                name="ddp",
-            )
-        except UsageError as error:
-            if config.transport == "ringcomm":
-                raise
-            why = f"not shared memory: {error}"
-        else:
-            return CommTransport(made, owns_comm=True), "all ranks are on this host"
-    return GroupTransport(group, config.timeout), why
-
-
-def _no_cuda(what: str, device: torch.device) -> str:
-    return (
-        f"{what} is on {device}: CUDA arrays are not supported by this build, whose transports and "
-        "codecs are on the CPU. Train on the CPU, or leave the hook off"
-    )
-
-
-# ---- the worker thread ---------------------------------------------------------------------------
-
-
-class _Job:
-    """One bucket on its way through the worker."""
-
-    __slots__ = ("done", "error", "future", "run")
-
-    def __init__(self, run: Callable[[], torch.Tensor]) -> None:
-        self.run: Callable[[], torch.Tensor] | None = run  # None once it has run
-        self.future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
-        self.done = threading.Event()
-        self.error: Exception | None = None
-
-
-def _unwrap(future: torch.futures.Future[torch.Tensor]) -> torch.Tensor:
-    return future.value()
-
-
-class _Worker:
-    """A daemon thread that runs jobs in order. Started by the first one."""
-
-    def __init__(self) -> None:
-        self._jobs: queue.SimpleQueue[_Job | threading.Event | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-
-    def submit(self, job: _Job) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(
-                target=_work, args=(self._jobs,), name="ringcomm-ddp", daemon=True
-            )
-            self._thread.start()
-        self._jobs.put(job)
-
-    def drain(self) -> None:
-        """Wait until everything submitted so far is done."""
-        if self._thread is not None and self._thread.is_alive():
-            reached = threading.Event()
-            self._jobs.put(reached)
-            reached.wait()
-
-    def stop(self) -> bool:
-        """Let the thread finish. Whether it did, within a few seconds."""
-        if self._thread is None:
-            return True
-        self._jobs.put(None)
-        if self._thread is not threading.current_thread():
-            self._thread.join(_STOP_SECONDS)
-            return not self._thread.is_alive()
-        return True
-
-
-def _work(jobs: "queue.SimpleQueue[_Job | threading.Event | None]") -> None:
-    with torch.no_grad():
-        while True:
-            job = jobs.get()
-            if job is None:
-                return
-            if isinstance(job, threading.Event):
-                job.set()
-                continue
-            try:
-                run, job.run = job.run, None
-                assert run is not None
-                result = run()
-            except Exception as error:
-                job.error = error
-                job.done.set()
-                job.future.set_exception(error)
-            else:
-                job.done.set()
-                job.future.set_result(result)
-                del result
-            del job, run  # or the last bucket would keep the state alive
-
-
-class _Resources:
-    """What has to be released. Apart from the state, so that it goes when the state goes."""
-
-    def __init__(self) -> None:
-        self.worker = _Worker()
-        self.transport: Transport | None = None
-
-    def close(self) -> None:
-        # A thread that hangs in a collective still uses the transport: leave both to the end of
-        # the process.
-        if self.worker.stop() and self.transport is not None:
-            self.transport.close()
-
-
-# ---- counters ------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Counters:
-    steps: int = 0
-    compressed_steps: int = 0
-    bytes_sent: int = 0
-    exact_bytes_sent: int = 0
-    warmup_bytes_sent: int = 0
-    values: int = 0
-    warmup_values: int = 0
-    comm_seconds: float = 0.0
-    wait_seconds: float = 0.0
-    codec_seconds: float = 0.0
-    codec_seconds_before: float = field(default=0.0)
-
-    def add_exact(self, num_bytes: int, num_values: int, warmup: bool) -> None:
-        self.bytes_sent += num_bytes
-        self.exact_bytes_sent += num_bytes
-        self.values += num_values
-        if warmup:
-            self.warmup_bytes_sent += num_bytes
-            self.warmup_values += num_values
-
-    def add_encoded(self, num_bytes: int, num_values: int) -> None:
-        self.bytes_sent += num_bytes
-        self.values += num_values
-
-
-def _bits(num_bytes: int, num_values: int, world_size: int) -> float:
-    moved = 2 * (world_size - 1) / world_size * num_values
-    return 8 * num_bytes / moved if moved else 0.0

@@ -1,0 +1,101 @@
+"""What a bucket of DDP looks like, and what is left over in it from step to step."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+
+from ringcomm import _core
+
+__all__ = ["Layout", "Plan", "adopt", "is_small", "keep_unused_residuals", "nonzero_ranges"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Parameters of a bucket in the order of its buffer."""
+
+    names: tuple[str, ...]
+    small: tuple[bool, ...]  # goes exact
+    sizes: tuple[int, ...]
+
+
+@dataclass
+class Plan:
+    """What to do with the ranges of a bucket's buffer, and what was left over last time."""
+
+    num_elems: int
+    num_encoded: int
+    encoded: list[tuple[str, int, int]]  # parameter name, begin, end
+    exact: list[tuple[int, int]]  # begin, end; neighbours are merged
+    residual: torch.Tensor | None = None
+    owner_residual: torch.Tensor | None = None
+
+    @staticmethod
+    def of(layout: Layout) -> "Plan":
+        encoded: list[tuple[str, int, int]] = []
+        exact: list[tuple[int, int]] = []
+        begin = 0
+        for name, small, size in zip(layout.names, layout.small, layout.sizes, strict=True):
+            end = begin + size
+            if not small:
+                encoded.append((name, begin, end))
+            elif exact and exact[-1][1] == begin:
+                exact[-1] = (exact[-1][0], end)
+            else:
+                exact.append((begin, end))
+            begin = end
+        return Plan(begin, sum(end - begin for _, begin, end in encoded), encoded, exact)
+
+
+def is_small(parameter: torch.Tensor, min_elems: int) -> bool:
+    return parameter.dim() < 2 or parameter.numel() < min_elems
+
+
+def adopt(kept: dict[str, torch.Tensor], plan: Plan, flat: torch.Tensor) -> bool:
+    """Move residuals by name into a plan's array. Whether there were any."""
+    found = False
+    for name, begin, end in plan.encoded:
+        old = kept.get(name)
+        if old is not None:
+            flat[begin:end] = old
+            found = True
+        kept[name] = flat[begin:end]
+    return found
+
+
+@contextmanager
+def keep_unused_residuals(buffer: torch.Tensor, plan: Plan) -> Iterator[None]:
+    """Keeps the residuals of parameters whose gradient is all zero on this rank.
+
+    DDP throws away what arrives for a parameter that no rank used, so sending its residual would
+    lose it. Such a parameter sends zeros and finds its residual unchanged.
+    """
+    stash: list[tuple[torch.Tensor, torch.Tensor]] = []
+    if plan.residual is not None:
+        ptr, item = buffer.data_ptr(), buffer.element_size()
+        for _, begin, end in plan.encoded:
+            if _core.is_zero(ptr + begin * item, (end - begin) * item):
+                residual = plan.residual[begin:end]
+                stash.append((residual, residual.clone()))
+                residual.zero_()
+    try:
+        yield
+    finally:
+        for residual, kept in stash:
+            residual.copy_(kept)
+
+
+def nonzero_ranges(values: torch.Tensor, gap: int = 64) -> list[tuple[int, torch.Tensor]]:
+    """Copies of the stretches that hold all non-zero values, as (first element, values)."""
+    found = values.nonzero().flatten()
+    if not found.numel():
+        return []
+    cuts = ((found.diff() > gap).nonzero().flatten() + 1).tolist()
+    edges = [0, *cuts, found.numel()]
+    ranges = []
+    for first, last in pairwise(edges):
+        begin, end = int(found[first]), int(found[last - 1]) + 1
+        ranges.append((begin, values[begin:end].clone()))
+    return ranges

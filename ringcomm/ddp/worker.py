@@ -1,0 +1,100 @@
+"""The worker thread of a hook state: buckets in, futures out, strictly in order."""
+
+import queue
+import threading
+from collections.abc import Callable
+
+import torch
+
+from ringcomm.ddp.transport import Transport
+
+__all__ = ["Job", "Resources", "Worker", "unwrap"]
+
+_STOP_SECONDS = 5.0
+
+
+class Job:
+    """One bucket on its way through the worker."""
+
+    __slots__ = ("done", "error", "future", "run")
+
+    def __init__(self, run: Callable[[], torch.Tensor]) -> None:
+        self.run: Callable[[], torch.Tensor] | None = run  # None once it has run
+        self.future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+        self.done = threading.Event()
+        self.error: Exception | None = None
+
+
+def unwrap(future: torch.futures.Future[torch.Tensor]) -> torch.Tensor:
+    return future.value()
+
+
+class Worker:
+    """A daemon thread that runs jobs in order. Started by the first one."""
+
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[Job | threading.Event | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def submit(self, job: Job) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=_work, args=(self._jobs,), name="ringcomm-ddp", daemon=True
+            )
+            self._thread.start()
+        self._jobs.put(job)
+
+    def drain(self) -> None:
+        """Wait until everything submitted so far is done."""
+        if self._thread is not None and self._thread.is_alive():
+            reached = threading.Event()
+            self._jobs.put(reached)
+            reached.wait()
+
+    def stop(self) -> bool:
+        """Let the thread finish. Whether it did, within a few seconds."""
+        if self._thread is None:
+            return True
+        self._jobs.put(None)
+        if self._thread is not threading.current_thread():
+            self._thread.join(_STOP_SECONDS)
+            return not self._thread.is_alive()
+        return True
+
+
+def _work(jobs: "queue.SimpleQueue[Job | threading.Event | None]") -> None:
+    with torch.no_grad():
+        while True:
+            job = jobs.get()
+            if job is None:
+                return
+            if isinstance(job, threading.Event):
+                job.set()
+                continue
+            try:
+                run, job.run = job.run, None
+                assert run is not None
+                result = run()
+            except Exception as error:
+                job.error = error
+                job.done.set()
+                job.future.set_exception(error)  # type: ignore[arg-type]  # wrong in torch's stub
+            else:
+                job.done.set()
+                job.future.set_result(result)
+                del result
+            del job, run  # or the last bucket would keep the state alive
+
+
+class Resources:
+    """What has to be released. Apart from the state, so that it goes when the state goes."""
+
+    def __init__(self) -> None:
+        self.worker = Worker()
+        self.transport: Transport | None = None
+
+    def close(self) -> None:
+        # A thread that hangs in a collective still uses the transport: leave both to the end of
+        # the process.
+        if self.worker.stop() and self.transport is not None:
+            self.transport.close()

@@ -1,0 +1,181 @@
+"""Exact collectives: the oracle's bits on every rank, whatever the dtype, op, algorithm and size."""
+
+import random
+import time
+import zlib
+
+import numpy as np
+import pytest
+
+from ringcomm import Communicator, reference
+from ringcomm.errors import UsageError
+from tests.comm.oracle import (
+    DTYPES,
+    OPS,
+    all_reduce,
+    assert_same_bits,
+    expected_all_reduce,
+    random_input,
+    random_inputs,
+    storage,
+)
+from tests.worlds import Worlds
+
+WORLD_SIZES = (1, 2, 3, 4)
+# With 4 KiB buffers the last one takes several segments of every algorithm.
+SIZES = (0, 1, 2, 17, 31, 257, 1021, 4001)
+STAGING_KIB = 16
+BUFFER_BYTES = 4096
+INLINE_BYTES = 32 * 1024
+
+
+def check_all_reduce(comm: Communicator, dtype: str, algo: str | None) -> int:
+    checked = 0
+    for seed, size in enumerate(SIZES):
+        inputs = random_inputs(dtype, size, comm.world_size, seed)
+        if algo == "one_shot" and inputs[0].nbytes > INLINE_BYTES:
+            continue
+        for op in OPS:
+            x = inputs[comm.rank].copy()
+            all_reduce(comm, x, op, dtype, algo)
+            expected = expected_all_reduce(inputs, op, dtype, algo, BUFFER_BYTES)
+            assert_same_bits(x, expected, (dtype, algo, op, size))
+            checked += 1
+    return checked
+
+
+@pytest.mark.parametrize("algo", [None, "one_shot", "two_shot", "ring"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_all_reduce_gives_the_oracles_bits(
+    worlds: Worlds, world_size: int, dtype: str, algo: str | None
+) -> None:
+    checked = worlds.run(world_size, check_all_reduce, dtype, algo, staging_kib=STAGING_KIB)
+    assert min(checked) >= 35
+
+
+def check_data_movement(comm: Communicator, dtype: str) -> None:
+    n, rank = comm.world_size, comm.rank
+    kind = np.dtype(storage(dtype))
+    if dtype == "bfloat16":
+        return
+    # 3 * 4001 elements are several segments; 9001 bytes also with one-byte elements.
+    for seed, size in enumerate((*SIZES, 9001)):
+        inputs = random_inputs(dtype, size, n, seed)
+        for root in range(n):
+            x = inputs[rank].copy()
+            assert comm.broadcast(x, root) is x
+            assert_same_bits(x, reference.broadcast(inputs, root), ("broadcast", size, root))
+        got = comm.all_gather(inputs[rank])
+        assert got.shape == (n, size)
+        assert_same_bits(got.reshape(-1), reference.all_gather(inputs), ("all_gather", size))
+        out = np.empty(n * size, kind)
+        assert comm.all_gather(inputs[rank], out) is out
+        assert_same_bits(out, reference.all_gather(inputs), ("all_gather out", size))
+        whole = random_inputs(dtype, size * n, n, seed)
+        for op in OPS:
+            shares = reference.reduce_scatter(whole, op) if n > 1 else whole
+            got = comm.reduce_scatter(whole[rank], op)
+            assert_same_bits(got, shares[rank], ("reduce_scatter", op, size))
+        out = np.empty(size, kind)
+        assert comm.reduce_scatter(whole[rank], "sum", out) is out
+        assert_same_bits(out, reference.reduce_scatter(whole)[rank], ("reduce_scatter out", size))
+        comm.barrier()
+
+
+@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype != "bfloat16"])
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_broadcast_all_gather_and_reduce_scatter_give_the_oracles_bits(
+    worlds: Worlds, world_size: int, dtype: str
+) -> None:
+    worlds.run(world_size, check_data_movement, dtype, staging_kib=STAGING_KIB)
+
+
+def check_default_buffers(comm: Communicator) -> None:
+    for algo in (None, "two_shot", "ring"):
+        inputs = random_inputs("float32", 300_007, comm.world_size, 5)
+        x = inputs[comm.rank].copy()
+        comm.all_reduce(x, algo=algo)
+        expected = expected_all_reduce(inputs, "sum", "float32", algo, 256 * 1024)
+        assert_same_bits(x, expected, algo)
+    inputs = random_inputs("uint8", 1_000_003, comm.world_size, 6)
+    for root in range(comm.world_size):
+        x = inputs[comm.rank].copy()
+        comm.broadcast(x, root)
+        assert_same_bits(x, inputs[root], root)
+    assert_same_bits(
+        comm.all_gather(inputs[comm.rank]).reshape(-1), reference.all_gather(inputs), "all_gather"
+    )
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_messages_larger_than_the_default_buffers(worlds: Worlds, world_size: int) -> None:
+    worlds.run(world_size, check_default_buffers)
+
+
+def checksums_with_delays(comm: Communicator, seed: int) -> list[int]:
+    jitter = random.Random((seed << 8) + comm.rank)
+    sums = []
+    for call in range(40):
+        algo = ("one_shot", "two_shot", "ring")[call % 3]
+        codec = "int4[rounding=stochastic,seed=3]" if call % 6 == 1 else None
+        x = random_input("float32", 3000, comm.rank, call)
+        if jitter.random() < 0.5:
+            time.sleep(jitter.random() * 0.004)  # the delay that is injected, not a wait
+        comm.all_reduce(x, codec=codec, algo=algo)
+        sums.append(zlib.crc32(x.tobytes()))
+    return sums
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_same_bits_on_all_ranks_and_runs_under_random_delays(
+    worlds: Worlds, world_size: int
+) -> None:
+    runs = [worlds.run(world_size, checksums_with_delays, seed, staging_kib=16) for seed in (1, 2, 3)]
+    assert all(rank_sums == runs[0][0] for run in runs for rank_sums in run)
+
+
+def check_special_values(comm: Communicator) -> None:
+    x = np.array([np.nan, 1, np.inf, -np.inf, 0.0], np.float32)
+    if comm.rank:
+        x = np.array([1, np.nan, np.inf, np.inf, -0.0], np.float32)
+    for op in ("sum", "min", "max"):
+        for algo in ("one_shot", "two_shot", "ring"):
+            got = x.copy()
+            comm.all_reduce(got, op, algo=algo)
+            assert np.isnan(got[:2]).all(), (op, algo, got)
+            assert np.isnan(got[3]) if op == "sum" else np.isinf(got[3]), (op, algo, got)
+            assert got[2] == np.inf, (op, algo, got)
+
+
+def test_nan_and_infinity_reach_every_rank(worlds: Worlds) -> None:
+    worlds.run(2, check_special_values)
+
+
+def check_one_shot_limit(comm: Communicator) -> str:
+    with pytest.raises(UsageError) as error:
+        comm.all_reduce(np.zeros(INLINE_BYTES // 4 + 1, np.float32), algo="one_shot")
+    fits = np.ones(INLINE_BYTES // 4, np.float32)
+    comm.all_reduce(fits, algo="one_shot")
+    assert (fits == comm.world_size).all()
+    return str(error.value)
+
+
+def test_one_shot_refuses_what_does_not_fit_and_takes_what_just_does(worlds: Worlds) -> None:
+    for message in worlds.run(2, check_one_shot_limit):
+        assert "one_shot" in message
+        assert str(INLINE_BYTES) in message
+
+
+def check_in_threads(comm: Communicator) -> None:
+    for seed in range(20):
+        inputs = random_inputs("float32", 2000, comm.world_size, seed)
+        for algo in (None, "two_shot", "ring"):
+            x = inputs[comm.rank].copy()
+            comm.all_reduce(x, algo=algo)
+            assert_same_bits(x, expected_all_reduce(inputs, "sum", "float32", algo, 4096), algo)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_may_be_threads_of_one_process(worlds: Worlds, world_size: int) -> None:
+    worlds.run_threads(world_size, check_in_threads, staging_kib=16)

@@ -1,0 +1,110 @@
+"""The oracle itself, against hand-made results and against torch's conversions."""
+
+import numpy as np
+import pytest
+
+from ringcomm import reference
+
+
+def patterns():
+    """Every float32 exponent with awkward mantissas, both signs."""
+    tails = [0, 1, 0xFFF, 0x1000, 0x1001, 0x2000, 0x3000, 0x7FFF, 0x8000, 0x8001, 0x18000]
+    tails += [0x7FFFFF, 0x7FF000, 0x400000]
+    heads = np.arange(512, dtype=np.uint64)[:, None] << np.uint64(23)
+    bits = (heads | np.array(tails, np.uint64)).reshape(-1).astype(np.uint32)
+    return bits.view(np.float32)
+
+
+def test_conversions_round_like_torch():
+    torch = pytest.importorskip("torch")
+    values = patterns()
+    number = ~np.isnan(values)
+    wide = torch.from_numpy(values.copy())
+    bfloat16 = wide.to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
+    float16 = wide.to(torch.float16).numpy()
+    ours = reference.float32_to_bfloat16(values)
+    np.testing.assert_array_equal(ours[number], bfloat16[number])
+    assert (ours[~number] == 0x7FC0).all()
+    ours = reference.float32_to_float16(values)
+    np.testing.assert_array_equal(ours[number].view(np.uint16), float16[number].view(np.uint16))
+    assert np.isnan(ours[~number]).all()
+
+
+def test_widening_undoes_narrowing():
+    for dtype in (np.uint16, np.float16):
+        every = np.arange(1 << 16, dtype=np.uint32).astype(np.uint16).view(dtype)
+        wide = reference.widen(every)
+        number = ~np.isnan(wide)
+        again = reference.narrow(wide, dtype)
+        np.testing.assert_array_equal(again[number].view(np.uint16), every[number].view(np.uint16))
+
+
+def test_avg_of_integers_truncates_towards_zero():
+    inputs = [np.array([7, -7, 3], np.int32), np.array([0, 0, -4], np.int32)]
+    np.testing.assert_array_equal(reference.reduce(inputs, "avg"), [3, -3, 0])
+
+
+def test_nan_wins_min_and_max():
+    inputs = [np.array([np.nan, 1], np.float32), np.array([1, np.nan], np.float32)]
+    assert np.isnan(reference.reduce(inputs, "min")).all()
+    assert np.isnan(reference.reduce(inputs, "max")).all()
+
+
+def test_ring_sums_in_the_given_order():
+    inputs = [np.full(4, value, np.float32) for value in (1e8, 1.0, -1e8)]
+    result = reference.all_reduce_ring(inputs, "sum", [(0, 2, (0, 1, 2)), (2, 4, (0, 2, 1))])
+    np.testing.assert_array_equal(result, [0, 0, 1, 1])
+
+
+def test_movement_collectives():
+    inputs = [np.arange(4) + 10 * rank for rank in range(2)]
+    np.testing.assert_array_equal(reference.broadcast(inputs, 1), [10, 11, 12, 13])
+    np.testing.assert_array_equal(reference.all_gather(inputs), [0, 1, 2, 3, 10, 11, 12, 13])
+    first, second = reference.reduce_scatter(inputs, "sum")
+    np.testing.assert_array_equal(first, [10, 12])
+    np.testing.assert_array_equal(second, [14, 16])
+
+
+@pytest.mark.parametrize(
+    ("up", "down", "stochastic"),
+    [
+        ("int8", "int8", False),
+        ("int4", "int8", False),
+        ("bf16", "bf16", False),
+        ("int4", "int4", True),
+    ],
+)
+def test_a_compressed_all_reduce_does_not_depend_on_cuts(up, down, stochastic):
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal(200).astype(np.float32) for _ in range(3)]
+    draw = reference.Draw(seed=4, step=2) if stochastic else None
+
+    def run(begin, end):
+        residuals = [np.full(end - begin, 0.125, np.float32) for _ in inputs]
+        owner_residual = np.zeros(end - begin, np.float32)
+        part_draw = draw._replace(first_elem=begin) if draw else None
+        parts = [values[begin:end] for values in inputs]
+        result = reference.all_reduce(
+            parts, "avg", up, down, residuals, owner_residual, draw=part_draw
+        )
+        return np.concatenate([[result], residuals, [owner_residual]])
+
+    cut = np.concatenate([run(0, 64), run(64, 96), run(96, 200)], axis=1)
+    np.testing.assert_array_equal(run(0, 200), cut)
+
+
+def test_error_feedback_of_an_all_reduce_keeps_the_sum_of_what_was_meant():
+    rng = np.random.default_rng(1)
+    inputs = [rng.standard_normal(100).astype(np.float32) for _ in range(2)]
+    residuals = [np.zeros(100, np.float32) for _ in inputs]
+    owner_residual = np.zeros(100, np.float32)
+    result = reference.all_reduce(inputs, "sum", "int4", "int4", residuals, owner_residual)
+    meant = sum(inputs).astype(np.float64)
+    np.testing.assert_allclose(result + owner_residual + sum(residuals), meant, atol=1e-5)
+    assert np.abs(result - meant).max() > 1e-2
+
+
+def test_codecs_refuse_operators_that_do_not_add():
+    inputs = [np.ones(3, np.float32)] * 2
+    with pytest.raises(ValueError, match="needs op 'sum' or 'avg', not 'max'"):
+        reference.all_reduce(inputs, "max", "int8", "int8")
