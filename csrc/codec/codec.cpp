@@ -61,8 +61,8 @@ void encode(CodecId codec, const EncodeArgs& args) {
   const CodecKernels& codec_kernels = kernels(codec);
   check_dtype(codec, args.input_dtype);
   RC_CHECK(args.num_elems >= 0, "num_elems must not be negative, got ", args.num_elems);
-  RC_CHECK(args.num_elems == 0 || (args.first_elem >= 0 && args.first_elem % kBlockElems == 0), "first_elem must be a multiple of ", kBlockElems,
-           ", got ", args.first_elem, ": cut arrays between blocks");
+  RC_CHECK(args.num_elems == 0 || (args.first_elem >= 0 && args.first_elem % kBlockElems == 0),
+           "first_elem must be a multiple of ", kBlockElems, ", got ", args.first_elem, ": cut arrays between blocks");
   RC_CHECK(args.rounding == Rounding::nearest_even || codec == CodecId::int8 || codec == CodecId::int4, "codec '",
            codec_name(codec), "' rounds to nearest even only; stochastic rounding needs int8 or int4");
   codec_kernels.encode(args);

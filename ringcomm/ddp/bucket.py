@@ -9,7 +9,15 @@ import torch
 
 from ringcomm import _core
 
-__all__ = ["Layout", "Plan", "adopt", "is_small", "keep_unused_residuals", "nonzero_ranges"]
+__all__ = [
+    "Layout",
+    "Plan",
+    "adopt",
+    "is_small",
+    "keep_unused_residuals",
+    "nonzero_ranges",
+    "num_values",
+]
 
 
 @dataclass(frozen=True)
@@ -18,7 +26,7 @@ class Layout:
 
     names: tuple[str, ...]
     small: tuple[bool, ...]  # goes exact
-    sizes: tuple[int, ...]
+    sizes: tuple[int, ...]  # in values
 
 
 @dataclass
@@ -50,7 +58,13 @@ class Plan:
 
 
 def is_small(parameter: torch.Tensor, min_elems: int) -> bool:
-    return parameter.dim() < 2 or parameter.numel() < min_elems
+    """Whether a parameter goes exact. Complex ones do, though DDP shows them as float buckets."""
+    return parameter.dim() < 2 or parameter.numel() < min_elems or parameter.is_complex()
+
+
+def num_values(parameter: torch.Tensor) -> int:
+    """Values that a parameter takes in a bucket: two for each complex one."""
+    return parameter.numel() * (2 if parameter.is_complex() else 1)
 
 
 def adopt(kept: dict[str, torch.Tensor], plan: Plan, flat: torch.Tensor) -> bool:

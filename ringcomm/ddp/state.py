@@ -25,6 +25,7 @@ from ringcomm.ddp.bucket import (
     is_small,
     keep_unused_residuals,
     nonzero_ranges,
+    num_values,
 )
 from ringcomm.ddp.counters import Counters, bits_per_value
 from ringcomm.ddp.transport import CHOICES, Config, Transport, make_transport, no_cuda
@@ -240,6 +241,8 @@ class HookState:
     def submit(self, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
         self._transport()
         if self._failure is not None:
+            if bucket.index() > 0:
+                raise self._failure  # of this very backward pass
             raise AbortedError(
                 f"an earlier bucket failed, so the ranks are out of step: {self._failure}. Restart "
                 "from a checkpoint, or set state.process_group to a group of the survivors"
@@ -281,16 +284,23 @@ class HookState:
         if any(parameter not in self._names for parameter in parameters):
             self._learn_names()
         try:
-            return Layout(
-                tuple(self._names[parameter] for parameter in parameters),
-                tuple(is_small(parameter, self._config.min_elems) for parameter in parameters),
-                tuple(parameter.numel() for parameter in parameters),
-            )
+            names = tuple(self._names[parameter] for parameter in parameters)
         except KeyError:
             raise UsageError(
                 "a bucket has a parameter that the model of this HookState does not have; make the "
                 "state from the model on which the hook is registered"
             ) from None
+        layout = Layout(
+            names,
+            tuple(is_small(parameter, self._config.min_elems) for parameter in parameters),
+            tuple(num_values(parameter) for parameter in parameters),
+        )
+        if sum(layout.sizes) != bucket.buffer().numel():
+            raise UsageError(
+                f"a bucket of {bucket.buffer().numel()} values holds parameters of "
+                f"{sum(layout.sizes)}: {', '.join(names)}"
+            )
+        return layout
 
     def _new_scale(self) -> float | None:
         """What the residuals are to be multiplied with because the loss scale changed."""
@@ -388,10 +398,14 @@ class HookState:
         else:
             parts = transport.all_gather(padded_values)
         all_values = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
-        total = torch.sparse_coo_tensor(all_indices.t(), all_values, gradient.shape).coalesce()
+        total = torch.sparse_coo_tensor(
+            all_indices.t(), all_values, gradient.shape, check_invariants=False
+        ).coalesce()
         mean = (total.values() / transport.world_size).to(values.dtype)
         self._counters.add_exact(transport.bytes_sent - before, values.numel(), warmup)
-        return torch.sparse_coo_tensor(total.indices(), mean, gradient.shape, is_coalesced=True)
+        return torch.sparse_coo_tensor(
+            total.indices(), mean, gradient.shape, is_coalesced=True, check_invariants=False
+        )
 
     def _reduce_encoded(self, buffer: torch.Tensor, layout: Layout, counter: int) -> torch.Tensor:
         transport = self._transport()

@@ -25,9 +25,7 @@ def main() -> None:
     rank, world_size = int(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(1)
     store = dist.FileStore(sys.argv[3], world_size)
-    dist.init_process_group(
-        "gloo", store=store, rank=rank, world_size=world_size, timeout=TIMEOUT
-    )
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
     with Path(sys.argv[4]).open("w") as results:
         for name in sys.argv[5:]:
             started = time.perf_counter()
