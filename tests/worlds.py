@@ -280,16 +280,16 @@ def join(
     first_seq: int = 0,
     name: str = "world",
 ) -> ringcomm.Communicator:
-    from ringcomm import comm as comm_module
+    from ringcomm import bootstrap
 
     variables = {} if staging_kib is None else {"RINGCOMM_STAGING_KIB": str(staging_kib)}
     store = TCPStore(port=port, is_server=False, timeout=timeout)
-    comm_module._first_seq = first_seq
+    bootstrap._first_seq = first_seq
     try:
         with environment(**variables) if variables else contextlib.nullcontext():
             return ringcomm.init(rank, world_size, store=store, timeout=timeout, name=name)
     finally:
-        comm_module._first_seq = 0
+        bootstrap._first_seq = 0
 
 
 def threads_with_communicators(
