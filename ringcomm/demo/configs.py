@@ -56,15 +56,15 @@ def plan(quick: bool) -> list[Task]:
         metric="accuracy",
         configs=(BASELINE, "none", "bf16", "int8", "int4"),
         seeds=(0,) if quick else (0, 1, 2),
-        num_steps=240 if quick else 480,
+        num_steps=150 if quick else 300,
         batch_per_rank=32,
-        peak_lr=3e-3,
+        peak_lr=2e-3,
         smooth_steps=20,
-        eval_every=40,
+        eval_every=25,
         bars=Bars(
             metric_at_most=None,
             metric_at_least=95.0 if quick else 97.0,
-            difference={"int8": 1.5, "int4": 1.5} if quick else {"int8": 0.3, "int4": 0.3},
+            difference={"int8": 1.0, "int4": 1.0} if quick else {"int8": 0.3, "int4": 0.3},
             bits={},
         ),
     )
@@ -74,13 +74,13 @@ def plan(quick: bool) -> list[Task]:
         metric="loss",
         configs=(BASELINE, "none", "bf16", "int8", "int4", "int4/4"),
         seeds=(0,),
-        num_steps=60 if quick else 400,
+        num_steps=80 if quick else 400,
         batch_per_rank=4,
-        peak_lr=3e-3,
+        peak_lr=1e-3,
         smooth_steps=10 if quick else 50,
         eval_every=0,
         bars=Bars(
-            metric_at_most=3.4 if quick else 2.4,
+            metric_at_most=3.2 if quick else 2.4,
             metric_at_least=None,
             difference={"int8": 5.0, "int4": 5.0, "int4/4": 5.0}
             if quick

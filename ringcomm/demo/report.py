@@ -5,6 +5,7 @@ import importlib.metadata
 import platform
 from datetime import datetime, timezone
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ringcomm._version import __version__
@@ -31,8 +32,10 @@ NOTES = (
     "gloo: plain DDP on Gloo, exact. The others: ringcomm.attach(ddp_model, codec=...), no warm-up.",
     "Metric: accuracy on test images (mean of seeds), or loss on held-out text in nats/character.",
     "bits/value: counted from the bytes that ringcomm sent; for gloo computed (a ring of float32).",
-    "comm: median time per step with a bucket under way, from hook call to completion, same clock",
-    "for all; waiting for the other rank is in it. step: median time of a whole training step.",
+    "comm: time per step with a bucket under way, from hook call to completion, the same clock for",
+    "all; of the rank that came later, so that waiting for it is not counted. step: time of a whole",
+    "training step. Both are medians over steps (and means over seeds).",
+    "The runs of a seed take turns of a few steps each, so that they meet the same machine.",
 )
 
 _COLORS = {
@@ -153,6 +156,7 @@ def draw_curves(
         for axis in (top, bottom):
             axis.grid(alpha=0.3)
             axis.spines[["top", "right"]].set_visible(False)
+    figure.align_ylabels()
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -180,8 +184,9 @@ def _draw_difference(axis: Any, task: Task, config: str, runs: list[RunResult]) 
     if task.metric == "accuracy":
         steps = [step for step, _ in exact[0].evaluations]
         values = [
-            sum(a.evaluations[i][1] - b.evaluations[i][1] for a, b in zip(ours, exact, strict=True))
-            / len(ours)
+            fmean(
+                a.evaluations[i][1] - b.evaluations[i][1] for a, b in zip(ours, exact, strict=True)
+            )
             for i in range(len(steps))
         ]
     else:
@@ -217,7 +222,9 @@ def _finish_difference(axis: Any, task: Task) -> None:
     unit = "test accuracy, points" if task.metric == "accuracy" else "training loss, %"
     axis.set_ylabel(f"difference to gloo:\n{unit}")
     axis.set_xlabel("step")
-    axis.set_ylim(-4 * limits[-1], 4 * limits[-1])
+    drawn = max(abs(y) for line in axis.get_lines() for y in line.get_ydata())
+    extent = min(1.2 * drawn, 4 * limits[-1])  # early differences may be large; the end matters
+    axis.set_ylim(-extent, extent)
 
 
 def draw_table(path: Path, parts: list[list[tuple[str, ...]]]) -> None:
@@ -257,10 +264,10 @@ def _pyplot() -> Any:
 
 
 def _mean_curve(runs: list[RunResult]) -> list[float]:
-    return [sum(losses) / len(runs) for losses in zip(*(r.train_losses for r in runs), strict=True)]
+    return [fmean(losses) for losses in zip(*(r.train_losses for r in runs), strict=True)]
 
 
 def _smooth(losses: list[float], length: int) -> tuple[list[int], list[float]]:
-    """Means over the last ``length`` steps, and the steps they end at."""
-    steps = list(range(length, len(losses) + 1))
-    return steps, [sum(losses[step - length : step]) / length for step in steps]
+    """Steps, and means over the up to ``length`` steps that end there."""
+    steps = list(range(1, len(losses) + 1))
+    return steps, [fmean(losses[max(0, step - length) : step]) for step in steps]

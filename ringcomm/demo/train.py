@@ -13,13 +13,13 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn import functional
 
-import ringcomm
+import ringcomm.ddp
 from ringcomm.demo.configs import BASELINE, Task
 from ringcomm.demo.data import Digits, Text, digit_batches, text_batches, windows
 from ringcomm.demo.models import CONTEXT, CharTransformer, DigitsNet, num_parameters
 from ringcomm.demo.timing import TimedDDP
 
-__all__ = ["RunResult", "run"]
+__all__ = ["Run", "RunResult"]
 
 _Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 # Adds up (sum of the metric, number of things judged) over this rank's part of the held-out data.
@@ -33,7 +33,7 @@ _BASELINE_BITS = 32.0
 
 @dataclass(frozen=True)
 class RunResult:
-    """What one run gave. Times are means over ranks, per step."""
+    """What one run gave. Lists of times have one value per step."""
 
     task: str
     config: str
@@ -52,7 +52,11 @@ class RunResult:
     """False: computed, for a ring all-reduce of float32."""
     bytes_sent_per_step: float
     comm_ms: list[float]
+    """Time with a bucket under way, of the rank that came later and so waited less."""
+    longest_comm_ms: list[float]
+    """The same of the rank that came first."""
     step_ms: list[float]
+    """Of the slower rank."""
     median_comm_ms: float
     median_step_ms: float
     worker_comm_ms: float | None
@@ -63,82 +67,114 @@ class RunResult:
     """Whether all ranks ended with the same bits in every parameter."""
 
 
-def run(
-    task: Task, config: str, seed: int, data: Digits | Text, on_step: Callable[[float], None]
-) -> RunResult:
-    """Train once. Collective: every rank calls it with the same arguments.
+class Run:
+    """A run that can be stopped and resumed, so that runs to be compared can take turns.
+
+    Making one, :meth:`advance` and :meth:`finish` are collective: every rank does the same.
 
     Args:
         task: What to train.
         config: ``"gloo"``, or the codec of a ringcomm hook.
         seed: Of the initial weights and of the order of the data; the same for every ``config``.
         data: Of the task.
-        on_step: Called after every step with this rank's loss.
     """
-    started = time.perf_counter()
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    torch.manual_seed(seed)
-    model, batches, judge = _set_up(task, seed, data, rank, world_size)
-    ddp_model = TimedDDP(model)
-    if config == BASELINE:
-        state = None
-        # DDP's own averaging, as a hook so that it is timed like ours.
-        ddp_model.register_comm_hook(None, allreduce_hook)
-    else:
-        state = ringcomm.attach(ddp_model, codec=config, warmup_steps=0)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=task.peak_lr, betas=(0.9, 0.99), fused=True
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: _rate(step, task.num_steps)
-    )
 
-    losses, step_ms, comm_ms = [], [], []
-    evaluations: list[tuple[int, float]] = []
-    for step in range(1, task.num_steps + 1):
+    def __init__(self, task: Task, config: str, seed: int, data: Digits | Text) -> None:
+        started = time.perf_counter()
+        self.task = task
+        self.config = config
+        self.seed = seed
+        torch.manual_seed(seed)
+        rank, world_size = dist.get_rank(), dist.get_world_size()
+        self._model, self._batches, self._judge = _set_up(task, seed, data, rank, world_size)
+        self._ddp_model = TimedDDP(self._model)
+        self._state: ringcomm.ddp.HookState | None = None
+        if config == BASELINE:
+            # DDP's own averaging, as a hook so that it is timed like ours.
+            self._ddp_model.register_comm_hook(None, allreduce_hook)
+        else:
+            self._state = ringcomm.attach(self._ddp_model, codec=config, warmup_steps=0)
+        self._optimizer = torch.optim.AdamW(
+            self._model.parameters(), lr=task.peak_lr, betas=(0.9, 0.99), fused=True
+        )
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(
+            self._optimizer, lambda step: _rate(step, task.num_steps)
+        )
+        self._losses: list[float] = []
+        self._step_ms: list[float] = []
+        self._comm_ms: list[float] = []
+        self._evaluations: list[tuple[int, float]] = []
+        self._seconds = time.perf_counter() - started
+
+    def advance(self, num_steps: int, on_step: Callable[[float], None]) -> bool:
+        """Train for ``num_steps`` more steps, or to the end.
+
+        ``on_step`` is called after every step with this rank's loss.
+
+        Returns:
+            Whether steps are left.
+        """
+        started = time.perf_counter()
+        last = min(self.task.num_steps, len(self._losses) + num_steps)
+        while len(self._losses) < last:
+            self._step()
+            on_step(self._losses[-1])
+        self._seconds += time.perf_counter() - started
+        return last < self.task.num_steps
+
+    def _step(self) -> None:
         begin = time.perf_counter()
-        inputs, targets = next(batches)
-        loss = functional.cross_entropy(ddp_model(inputs).flatten(0, -2), targets.flatten())
+        inputs, targets = next(self._batches)
+        logits = self._ddp_model(inputs)
+        loss = functional.cross_entropy(logits.flatten(0, -2), targets.flatten())
         loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-        step_ms.append((time.perf_counter() - begin) * 1e3)
-        comm_ms.append(ddp_model.comm_timer.take() * 1e3)
-        if step == task.num_steps or (task.eval_every and step % task.eval_every == 0):
-            evaluations.append((step, _evaluate(model, judge)))
-        on_step(losses[-1])
+        self._optimizer.step()
+        self._schedule.step()
+        self._optimizer.zero_grad()
+        self._losses.append(loss.item())
+        self._step_ms.append((time.perf_counter() - begin) * 1e3)
+        self._comm_ms.append(self._ddp_model.comm_timer.take() * 1e3)
+        step, every = len(self._losses), self.task.eval_every
+        if step == self.task.num_steps or (every and step % every == 0):
+            self._evaluations.append((step, _evaluate(self._model, self._judge)))
 
-    count = num_parameters(model)
-    sent = 2 * (world_size - 1) / world_size * count * 4  # a ring all-reduce of float32
-    bits, worker_ms = _BASELINE_BITS, None
-    if state is not None:
-        stats = state.stats()
-        bits, sent = stats["bits_per_value"], stats["bytes_sent"] / stats["steps"]
-        worker_ms = stats["comm_seconds"] / stats["steps"] * 1e3
-        state.close()
-    losses, step_ms, comm_ms = _mean_over_ranks(losses, step_ms, comm_ms)
-    return RunResult(
-        task=task.name,
-        config=config,
-        seed=seed,
-        metric=evaluations[-1][1],
-        evaluations=evaluations,
-        train_losses=losses,
-        final_train_loss=statistics.fmean(losses[-task.smooth_steps :]),
-        num_parameters=count,
-        bits_per_value=bits,
-        bits_measured=state is not None,
-        bytes_sent_per_step=sent,
-        comm_ms=comm_ms,
-        step_ms=step_ms,
-        median_comm_ms=statistics.median(comm_ms[_UNTIMED_STEPS:]),
-        median_step_ms=statistics.median(step_ms[_UNTIMED_STEPS:]),
-        worker_comm_ms=worker_ms,
-        seconds=time.perf_counter() - started,
-        replicas_equal=_replicas_equal(model),
-    )
+    def finish(self) -> RunResult:
+        """Gather what the ranks found, after the last step."""
+        world_size = dist.get_world_size()
+        count = num_parameters(self._model)
+        sent = 2 * (world_size - 1) / world_size * count * 4  # a ring all-reduce of float32
+        bits, worker_ms = _BASELINE_BITS, None
+        if self._state is not None:
+            stats = self._state.stats()
+            bits, sent = stats["bits_per_value"], stats["bytes_sent"] / stats["steps"]
+            worker_ms = stats["comm_seconds"] / stats["steps"] * 1e3
+            self._state.close()
+        losses = _over_ranks(self._losses, dist.ReduceOp.SUM)
+        losses = [loss / world_size for loss in losses]
+        step_ms = _over_ranks(self._step_ms, dist.ReduceOp.MAX)
+        comm_ms = _over_ranks(self._comm_ms, dist.ReduceOp.MIN)
+        longest_comm_ms = _over_ranks(self._comm_ms, dist.ReduceOp.MAX)
+        return RunResult(
+            task=self.task.name,
+            config=self.config,
+            seed=self.seed,
+            metric=self._evaluations[-1][1],
+            evaluations=self._evaluations,
+            train_losses=losses,
+            final_train_loss=statistics.fmean(losses[-self.task.smooth_steps :]),
+            num_parameters=count,
+            bits_per_value=bits,
+            bits_measured=self._state is not None,
+            bytes_sent_per_step=sent,
+            comm_ms=comm_ms,
+            longest_comm_ms=longest_comm_ms,
+            step_ms=step_ms,
+            median_comm_ms=statistics.median(comm_ms[_UNTIMED_STEPS:]),
+            median_step_ms=statistics.median(step_ms[_UNTIMED_STEPS:]),
+            worker_comm_ms=worker_ms,
+            seconds=self._seconds,
+            replicas_equal=_replicas_equal(self._model),
+        )
 
 
 def _set_up(
@@ -187,11 +223,11 @@ def _evaluate(model: nn.Module, judge: _Judge) -> float:
     return (total[0] / total[1]).item()
 
 
-def _mean_over_ranks(*series: list[float]) -> list[list[float]]:
+def _over_ranks(series: list[float], op: dist.ReduceOp.RedOpType) -> list[float]:
     values = torch.tensor(series, dtype=torch.float64)
-    dist.all_reduce(values)
-    means: list[list[float]] = (values / dist.get_world_size()).tolist()
-    return means
+    dist.all_reduce(values, op=op)
+    reduced: list[float] = values.tolist()
+    return reduced
 
 
 def _replicas_equal(model: nn.Module) -> bool:

@@ -14,10 +14,11 @@ import torch.distributed as dist
 from ringcomm.demo.configs import Task, plan
 from ringcomm.demo.data import Digits, Text, load_digits, load_text
 from ringcomm.demo.launch import die_with_launcher
-from ringcomm.demo.train import RunResult, run
+from ringcomm.demo.train import Run, RunResult
 
 __all__ = ["main"]
 
+_STEPS_PER_TURN = 10
 _PEER_TIMEOUT = timedelta(seconds=120)
 
 
@@ -59,45 +60,59 @@ def _load(task: Task) -> tuple[Digits | Text, dict[str, Any]]:
 
 
 def _run_task(task: Task, data: Digits | Text) -> list[RunResult]:
+    """All configurations of a seed take turns, so that they meet the same state of the machine."""
     results = []
     for seed in task.seeds:
-        for config in task.configs:
-            name = f"{task.name} {config}" + (f" seed {seed}" if len(task.seeds) > 1 else "")
-            progress = _Progress(name, task.num_steps)
-            result = run(task, config, seed, data, progress.step)
-            unit = " %" if task.metric == "accuracy" else ""
-            progress.close(
-                f"{name:<20} {task.metric} {result.metric:.4g}{unit}, "
-                f"{result.bits_per_value:.2f} bits/value, comm {result.median_comm_ms:.1f} ms, "
-                f"step {result.median_step_ms:.1f} ms, {result.seconds:.1f} s"
-            )
-            results.append(result)
+        runs = [Run(task, config, seed, data) for config in task.configs]
+        suffix = f" seed {seed}" if len(task.seeds) > 1 else ""
+        names = [f"{task.name} {config}{suffix}" for config in task.configs]
+        bars = [_Progress(name, task.num_steps, row) for row, name in enumerate(names)]
+        left = True
+        while left:
+            for run, bar in zip(runs, bars, strict=True):
+                left = run.advance(_STEPS_PER_TURN, bar.step)
+        for bar in bars:
+            bar.close()
+        for name, run in zip(names, runs, strict=True):
+            results.append(run.finish())
+            if dist.get_rank() == 0:
+                print(f"{name:<20} {_outcome(task, results[-1])}", flush=True)
     return results
 
 
-class _Progress:
-    """A bar on rank 0 while a run is on, if somebody watches, and a line at its end."""
+def _outcome(task: Task, result: RunResult) -> str:
+    if task.metric == "accuracy":
+        metric = f"test accuracy {result.metric:.2f} %"
+    else:
+        metric = f"held-out loss {result.metric:.4f}"
+    return (
+        f"{metric}, {result.bits_per_value:.2f} bits/value, comm {result.median_comm_ms:.1f} ms, "
+        f"step {result.median_step_ms:.1f} ms, {result.seconds:.1f} s"
+    )
 
-    def __init__(self, name: str, num_steps: int) -> None:
+
+class _Progress:
+    """A bar on rank 0, if somebody watches."""
+
+    def __init__(self, name: str, num_steps: int, row: int) -> None:
         self._bar: Any = None
-        self._speaks = dist.get_rank() == 0
-        if self._speaks and sys.stderr.isatty():
+        if dist.get_rank() == 0 and sys.stderr.isatty():
             try:
                 from tqdm import tqdm
             except ImportError:
                 return
-            self._bar = tqdm(total=num_steps, desc=name, unit="step", leave=False)
+            self._bar = tqdm(
+                total=num_steps, desc=f"{name:<20}", unit="step", position=row, leave=False
+            )
 
     def step(self, loss: float) -> None:
         if self._bar is not None:
             self._bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             self._bar.update()
 
-    def close(self, line: str) -> None:
+    def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-        if self._speaks:
-            print(line, flush=True)
 
 
 if __name__ == "__main__":
