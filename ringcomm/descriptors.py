@@ -54,6 +54,7 @@ class Endpoints:
 
 
 def raise_if_error(message: Message) -> None:
+    """Raises the error that a message carries, if any: the same class, sentence and rank."""
     if "error" not in message:
         return
     error: errors.RingcommError = getattr(errors, message["class"])(message["error"])
@@ -62,6 +63,7 @@ def raise_if_error(message: Message) -> None:
 
 
 def send(connection: socket.socket, message: Message, fds: list[int] | None = None) -> None:
+    """Sends a message and copies of ``fds``, at most 64."""
     body = json.dumps(message).encode()
     socket.send_fds(connection, [_LENGTH.pack(len(body)) + body], fds or [])
 
@@ -105,6 +107,7 @@ def _read_some(connection: socket.socket, num_bytes: int) -> bytes:
 
 
 def send_endpoints(connection: socket.socket, endpoints: Endpoints, deadline: float) -> None:
+    """Sends all of ``endpoints``, in as many messages as their number takes."""
     connection.settimeout(max(1.0, deadline - time.monotonic()))
     has_pidfd = [fd >= 0 for fd in endpoints.pidfds]
     fds = [
@@ -124,6 +127,7 @@ def send_endpoints(connection: socket.socket, endpoints: Endpoints, deadline: fl
 
 
 def receive_endpoints(connection: socket.socket) -> Endpoints:
+    """What the other side's :func:`send_endpoints` sent, or the error that it sent instead."""
     fds: list[int] = []
     try:
         while True:

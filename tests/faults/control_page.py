@@ -6,8 +6,7 @@ import struct
 import time
 from typing import Any
 
-from ringcomm import Communicator
-from ringcomm import bootstrap
+from ringcomm import Communicator, bootstrap
 
 FAULT_STATE = 64
 RANKS = 1088
