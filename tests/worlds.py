@@ -95,7 +95,7 @@ class Running:
         finished: list[Outcome] = []
         try:
             for rank in self.ranks:
-                finished.append(rank.outcome(until))  # noqa: PERF401  (partial on failure)
+                finished.append(rank.outcome(until))
         finally:
             self._store.close()
             for i, rank in enumerate(self.ranks):
@@ -111,7 +111,11 @@ class Worlds:
         ours, theirs = socket.socketpair()
         self._orders = ours
         environment = {
-            **{k: v for k, v in os.environ.items() if not k.startswith(("RINGCOMM_", "TORCHELASTIC_"))},
+            **{
+                k: v
+                for k, v in os.environ.items()
+                if not k.startswith(("RINGCOMM_", "TORCHELASTIC_"))
+            },
             "OPENBLAS_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
             "TMPDIR": self.directory,
@@ -276,13 +280,16 @@ def join(
     first_seq: int = 0,
     name: str = "world",
 ) -> ringcomm.Communicator:
-    from ringcomm import comm as comm_module
+    from ringcomm import bootstrap
 
     variables = {} if staging_kib is None else {"RINGCOMM_STAGING_KIB": str(staging_kib)}
     store = TCPStore(port=port, is_server=False, timeout=timeout)
-    comm_module._first_seq = first_seq
-    with environment(**variables) if variables else contextlib.nullcontext():
-        return ringcomm.init(rank, world_size, store=store, timeout=timeout, name=name)
+    bootstrap._first_seq = first_seq
+    try:
+        with environment(**variables) if variables else contextlib.nullcontext():
+            return ringcomm.init(rank, world_size, store=store, timeout=timeout, name=name)
+    finally:
+        bootstrap._first_seq = 0
 
 
 def threads_with_communicators(
@@ -298,7 +305,9 @@ def threads_with_communicators(
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(world_size)]
+    threads = [
+        threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(world_size)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -98,6 +98,34 @@ py::dict names(int count, const char* (*name)(Enum)) {
   return table;
 }
 
+// Every size and offset of shared memory, for the golden tests of the wire room.
+py::dict shared_layout(int world_size, int64_t buffer_bytes) {
+  const StagingLayout staging = StagingLayout::make(buffer_bytes);
+  py::dict table;
+  table["descriptor_bytes"] = sizeof(Descriptor);
+  table["descriptor_count"] = offsetof(Descriptor, count);
+  table["descriptor_tag"] = offsetof(Descriptor, tag);
+  table["slot_header_bytes"] = sizeof(SlotHeader);
+  table["slot_descriptor"] = offsetof(SlotHeader, descriptor);
+  table["fault"] = offsetof(ControlPage, fault);
+  table["fault_bytes"] = sizeof(FaultRecord);
+  table["fault_text"] = offsetof(FaultRecord, text);
+  table["ranks"] = offsetof(ControlPage, ranks);
+  table["rank_bytes"] = sizeof(RankLine);
+  table["rank_lifecycle"] = offsetof(RankLine, lifecycle);
+  table["rank_pid"] = offsetof(RankLine, pid);
+  table["rank_entered_seq"] = offsetof(RankLine, entered_seq);
+  table["rank_completed_seq"] = offsetof(RankLine, completed_seq);
+  table["control_bytes"] = ControlPage::bytes(world_size);
+  table["inline_bytes"] = staging.inline_bytes;
+  table["buffer_bytes"] = staging.half_bytes;
+  table["slots"] = py::make_tuple(staging.slot_offset(0), staging.slot_offset(1));
+  table["inputs"] = py::make_tuple(staging.input_offset(0), staging.input_offset(1));
+  table["results"] = py::make_tuple(staging.result_offset(0), staging.result_offset(1));
+  table["staging_bytes"] = staging.total_bytes();
+  return table;
+}
+
 }  // namespace
 
 void bind_comm(py::module_& module) {
@@ -107,6 +135,7 @@ void bind_comm(py::module_& module) {
   module.attr("SHARED_LAYOUT_VERSION") = kSharedLayoutVersion;
   module.def("control_bytes", &ShmGroup::control_bytes, py::arg("world_size"));
   module.def("staging_bytes", &ShmGroup::staging_bytes, py::arg("buffer_bytes"));
+  module.def("shared_layout", &shared_layout, py::arg("world_size"), py::arg("buffer_bytes"));
   module.def("create_segment", &create_segment, py::arg("name"), py::arg("num_bytes"));
   module.def("format_control", &ShmGroup::format_control, py::arg("control_fd"), py::arg("world_size"),
              py::arg("first_seq") = 0);

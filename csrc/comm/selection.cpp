@@ -74,7 +74,8 @@ void check_algo(Algo algo, OpKind op, int64_t num_bytes, int world_size, bool ha
 int64_t exact_wire_bytes(OpKind op, Algo algo, int64_t num_bytes, int world_size) {
   const int64_t others = world_size - 1;
   if (op == OpKind::all_reduce && algo != Algo::one_shot) return ceil_div(2 * others * num_bytes, world_size);
-  return inline_payload_bytes(op, num_bytes, world_size) * others;
+  if (algo == Algo::one_shot) return inline_payload_bytes(op, num_bytes, world_size) * others;
+  return num_bytes * others;
 }
 
 }  // namespace ringcomm

@@ -23,6 +23,12 @@ UniqueFd::~UniqueFd() {
 int UniqueFd::release() { return std::exchange(fd_, -1); }
 
 int create_segment(const std::string& name, int64_t num_bytes) {
+  // fallocate would take what there is, and the kernel would end processes.
+  const int64_t memory_bytes = static_cast<int64_t>(::sysconf(_SC_PHYS_PAGES)) * ::sysconf(_SC_PAGESIZE);
+  if (num_bytes > memory_bytes) {
+    RC_FAIL(system, "could not allocate ", num_bytes, " bytes of shared memory: this machine has ", memory_bytes,
+            "; lower RINGCOMM_STAGING_KIB");
+  }
   UniqueFd fd(::memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING));
   RC_SYS(fd.get(), "memfd_create for a shared segment of ", num_bytes, " bytes failed");
   RC_SYS(::fchmod(fd.get(), 0600), "fchmod of a shared segment failed");

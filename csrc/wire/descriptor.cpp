@@ -5,17 +5,22 @@
 namespace ringcomm {
 
 std::string describe(const Descriptor& d, uint32_t seq) {
-  std::string text = concat(op_name(d.op), " #", seq);
-  if (d.op == OpKind::barrier) return text;
-  text += concat(" (", dtype_name(d.dtype), " x ", d.count);
-  if (d.op == OpKind::all_reduce || d.op == OpKind::reduce_scatter) text += concat(", ", reduce_op_name(d.reduce_op));
-  if (d.root >= 0) text += concat(", root ", d.root);
-  text += concat(", ", algo_name(d.algo));
-  if (d.codec_up != 0 || d.codec_down != 0) {
-    text += concat(", codec ids ", int{d.codec_up}, "/", int{d.codec_down}, " flags ", d.codec_flags);
+  std::string text;
+  if (d.op != OpKind::barrier) {
+    text = concat(dtype_name(d.dtype), " x ", d.count);
+    if (d.op == OpKind::all_reduce || d.op == OpKind::reduce_scatter) text += concat(", ", reduce_op_name(d.reduce_op));
+    if (d.root >= 0) text += concat(", root ", d.root);
+    text += concat(", ", algo_name(d.algo));
+    if (d.codec_up != 0 || d.codec_down != 0) {
+      text += concat(", codec ids ", int{d.codec_up}, "/", int{d.codec_down});
+      if ((d.codec_flags & 1) != 0) text += " stochastic";
+      if ((d.codec_flags & 2) != 0) text += " with owner_residual";
+    }
   }
-  if (d.tag[0] != 0) text += concat(", tag '", std::string(d.tag, strnlen(d.tag, kTagBytes)), "'");
-  return text + ")";
+  if (d.tag[0] != 0) {
+    text += concat(text.empty() ? "" : ", ", "tag '", std::string(d.tag, strnlen(d.tag, kTagBytes)), "'");
+  }
+  return text.empty() ? concat(op_name(d.op), " #", seq) : concat(op_name(d.op), " #", seq, " (", text, ")");
 }
 
 }  // namespace ringcomm

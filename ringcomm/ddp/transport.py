@@ -382,7 +382,7 @@ def make_transport(
         raise UsageError("this process is not a member of the process group")
     why = "as asked for"
     if config.transport != "torch":
-        from ringcomm.comm import init
+        from ringcomm.bootstrap import init
 
         try:
             made = init(

@@ -1,5 +1,6 @@
 """Inputs that every rank can make for all ranks, and what ringcomm.reference makes of them."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ def ring_ranges(
     ranges = []
     for first in range(0, count, chunk * world_size):
         elems = min(chunk * world_size, count - first)
-        share = -(-(-(-elems // world_size)) // granule) * granule
+        share = math.ceil(math.ceil(elems / world_size) / granule) * granule
         for owner in range(world_size):
             begin, end = min(elems, owner * share), min(elems, (owner + 1) * share)
             order = [(owner + 1 + i) % world_size for i in range(world_size)]

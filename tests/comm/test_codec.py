@@ -81,7 +81,9 @@ def test_codec_all_reduce_gives_the_oracles_bits(
     worlds.run(world_size, check_codec, spec, with_residuals, "float32", staging_kib=16)
 
 
-@pytest.mark.parametrize("spec", ["int8[rounding=stochastic,seed=5]", "int4/4[rounding=stochastic]"])
+@pytest.mark.parametrize(
+    "spec", ["int8[rounding=stochastic,seed=5]", "int4/4[rounding=stochastic]"]
+)
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_stochastic_rounding_draws_the_oracles_numbers(
     worlds: Worlds, world_size: int, spec: str

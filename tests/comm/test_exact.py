@@ -131,7 +131,9 @@ def checksums_with_delays(comm: Communicator, seed: int) -> list[int]:
 def test_same_bits_on_all_ranks_and_runs_under_random_delays(
     worlds: Worlds, world_size: int
 ) -> None:
-    runs = [worlds.run(world_size, checksums_with_delays, seed, staging_kib=16) for seed in (1, 2, 3)]
+    runs = [
+        worlds.run(world_size, checksums_with_delays, seed, staging_kib=16) for seed in (1, 2, 3)
+    ]
     assert all(rank_sums == runs[0][0] for run in runs for rank_sums in run)
 
 
@@ -179,3 +181,22 @@ def check_in_threads(comm: Communicator) -> None:
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_ranks_may_be_threads_of_one_process(worlds: Worlds, world_size: int) -> None:
     worlds.run_threads(world_size, check_in_threads, staging_kib=16)
+
+
+def wake_up_times(comm: Communicator) -> list[float]:
+    """Seconds from the moment at which the last rank comes to the return of one that slept."""
+    times = []
+    came = np.zeros(1)
+    for _ in range(41):
+        comm.barrier()
+        if comm.rank == 1:
+            time.sleep(0.01)  # long enough for rank 0 to go to sleep in the kernel
+            came[0] = time.monotonic()
+        comm.broadcast(came, 1)
+        times.append(time.monotonic() - came[0])
+    return sorted(times)
+
+
+def test_a_sleeping_rank_is_woken_and_does_not_wait_for_its_next_look(worlds: Worlds) -> None:
+    # Without the wake-up it takes up to 20 ms, the longest sleep.
+    assert worlds.run(2, wake_up_times)[0][20] < 0.004

@@ -153,13 +153,11 @@ def transports_give_equal_bits(rank, world):
                 train(model, torch.optim.SGD(model.parameters(), 0.1), rank, range(4))
             same_everywhere(*model.parameters())
             ends.append([parameter.detach().clone() for parameter in model.parameters()])
-        if world == 2 or spec != "none":  # Gloo sums exact values in an order of its own
-            for one, other in zip(*ends, strict=True):
-                # Biases travel exactly: same remark.
-                if world == 2:
-                    assert torch.equal(one, other), spec
-                else:
-                    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+        for one, other in zip(*ends, strict=True):
+            if world == 2:
+                assert torch.equal(one, other), spec
+            else:  # biases travel exactly, and Gloo sums them in an order of its own
+                torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
 def encoded_transports_give_equal_bits_at_every_size(rank, world):
@@ -244,10 +242,12 @@ def residuals_follow_the_loss_scale(rank, world):
 
 def scaled_training_equals_unscaled_training(rank, world):
     ends = []
-    for scale in (1.0, 1024.0):
+    for enabled in (False, True):
         model = layers()
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
-        scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=3, growth_factor=2.0)
+        scaler = torch.amp.GradScaler(
+            "cpu", enabled=enabled, init_scale=1024.0, growth_interval=3
+        )
         with attach(model, "int4", transport="torch", warmup_steps=1, scaler=scaler):
             for step in range(8):
                 optimizer.zero_grad()
@@ -440,6 +440,23 @@ def mixed_dtypes_and_exact_parameters(rank, world):
                     torch.testing.assert_close(got, mean)
                     if world == 2:
                         assert torch.equal(got, mean), name
+
+
+def exact_parameters_do_not_disturb_blocks_that_they_share(rank, world):
+    for transport in TRANSPORTS:
+        torch.manual_seed(0)
+        model = DDP(nn.Linear(65, 33))  # the last weights and the bias share a block
+        with attach(model, "int8[ef=1]", transport=transport) as state:
+            gradients = [rows(r, 0, 33, 65) for r in range(world)]
+            got = put_gradient(model, gradients[rank])
+            padded = [torch.cat([g.flatten(), torch.zeros(33)]) for g in gradients]
+            residuals = [np.zeros(33 * 66, np.float32) for _ in range(world)]
+            expected = expected_mean(padded, "int8", residuals)
+            assert torch.equal(got.flatten(), expected[: 33 * 65])
+            kept = state.state_dict()["residuals"]["weight"].numpy()
+            assert np.array_equal(kept, residuals[rank][: 33 * 65])
+            total = torch.stack(gradients).sum(2).sum(0) / world
+            torch.testing.assert_close(model.module.bias.grad, total)
 
 
 def sparse_gradients_go_exact(rank, world):

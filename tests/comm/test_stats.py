@@ -1,0 +1,103 @@
+"""stats() counts what the formulas say; explain() says what stats() will count."""
+
+import numpy as np
+import pytest
+
+from ringcomm import Communicator
+from tests.worlds import Worlds
+
+INT8_BLOCK, INT4_BLOCK = 34, 18
+
+
+def check_bytes(comm: Communicator) -> None:
+    n, others = comm.world_size, comm.world_size - 1
+
+    def sent(op: str) -> int:
+        row = comm.stats()[op]
+        assert row["calls"] == 1
+        assert row["seconds"] > 0
+        comm.reset_stats()
+        assert comm.stats() == {}
+        return int(row["bytes_sent"])
+
+    # n * 16 float32 per rank and segment: every chunk is the same size.
+    count = n * 16 * 50
+    x = np.zeros(count, np.float32)
+    comm.all_reduce(x, algo="one_shot")
+    assert sent("all_reduce") == others * count * 4
+    for algo in ("two_shot", "ring"):
+        comm.all_reduce(x, algo=algo)
+        assert sent("all_reduce") == 2 * others * count * 4 // n, algo
+    half = np.zeros(n * 32 * 50, np.float16)
+    comm.all_reduce(half, algo="two_shot")
+    assert sent("all_reduce") == 2 * others * half.nbytes // n
+    comm.all_reduce(half, algo="ring")  # partial sums travel as float32
+    assert sent("all_reduce") == 3 * others * half.nbytes // n
+    comm.broadcast(x, 1)
+    assert sent("broadcast") == (others * count * 4 if comm.rank == 1 else 0)
+    comm.all_gather(x)
+    assert sent("all_gather") == others * count * 4
+    comm.reduce_scatter(x)
+    assert sent("reduce_scatter") == others * count * 4 // n * (n if count * 4 <= 32768 else 1)
+    big = np.zeros(n * 100_000, np.float32)
+    comm.reduce_scatter(big)
+    assert sent("reduce_scatter") == others * 400_000
+
+    blocks = 24  # per rank: whole blocks for everyone
+    values = np.ones(n * blocks * 32, np.float32)
+    for spec, up, down in (
+        ("int8", INT8_BLOCK, INT8_BLOCK),
+        ("int4", INT4_BLOCK, INT8_BLOCK),
+        ("int4/4", INT4_BLOCK, INT4_BLOCK),
+        ("bf16", 64, 64),
+    ):
+        comm.all_reduce(values, codec=spec)
+        assert sent("all_reduce") == others * blocks * (up + down), spec
+        plan = comm.explain(values.nbytes, codec=spec)
+        assert plan.wire_bytes == others * blocks * (up + down)
+        assert plan.algo == "two_shot"
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_bytes_sent_equal_the_formulas(worlds: Worlds, world_size: int) -> None:
+    worlds.run(world_size, check_bytes)
+
+
+def check_explain(comm: Communicator) -> list[str]:
+    lines = []
+    for op in ("all_reduce", "broadcast", "all_gather", "reduce_scatter"):
+        for num_bytes in (0, 64, 4096, 32 * 1024, 1 << 20):
+            plan = comm.explain(num_bytes, op)
+            comm.reset_stats()
+            count = num_bytes // 4
+            x = np.zeros(count * (comm.world_size if op == "reduce_scatter" else 1), np.float32)
+            getattr(comm, op)(x)
+            row = comm.stats()[op]
+            assert row["bytes"] == num_bytes
+            assert plan.op == op
+            assert plan.num_bytes == num_bytes
+            if op != "broadcast" or comm.rank == 0:
+                assert row["bytes_sent"] == plan.wire_bytes, plan
+            lines.append(str(plan))
+    return lines
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_explain_says_on_all_ranks_what_the_call_then_does(worlds: Worlds, world_size: int) -> None:
+    lines = worlds.run(world_size, check_explain)
+    assert all(rank_lines == lines[0] for rank_lines in lines)
+    assert any("one_shot" in line for line in lines[0])
+    assert any("two_shot" in line for line in lines[0])
+    assert any("staged" in line for line in lines[0])
+
+
+def check_single(comm: Communicator) -> None:
+    comm.all_reduce(np.zeros(1000, np.float32))
+    assert comm.stats()["all_reduce"]["bytes_sent"] == 0
+    plan = comm.explain(4000)
+    assert plan.wire_bytes == 0
+    assert "single rank" in str(plan)
+
+
+def test_a_single_rank_sends_nothing(worlds: Worlds) -> None:
+    worlds.run(1, check_single)
