@@ -82,7 +82,7 @@ def plan(quick: bool) -> list[Task]:
         bars=Bars(
             metric_at_most=3.2 if quick else 2.4,
             metric_at_least=None,
-            difference={"int8": 5.0, "int4": 5.0, "int4/4": 5.0}
+            difference={"int8": 1.0, "int4": 2.0, "int4/4": 2.0}
             if quick
             else {"int8": 0.5, "int4": 1.0},
             bits={"int8": 8.6, "int4": 6.6, "int4/4": 4.6},

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import sys
 from dataclasses import asdict
 from datetime import timedelta
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, required=True)
     options = parser.parse_args()
     die_with_launcher()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C needs no traceback from every rank
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=_PEER_TIMEOUT)
     runs, facts = [], {}
