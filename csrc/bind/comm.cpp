@@ -161,28 +161,27 @@ void bind_comm(py::module_& module) {
           py::arg("timeout") = -1.0);
 
   py::class_<Communicator, std::unique_ptr<Communicator, DeleteWithoutGil>>(module, "Communicator")
-      .def(
-          py::init([](int rank, int world_size, std::string name, double timeout_s, int64_t buffer_bytes, int num_cores,
-                      int control_fd, std::vector<int> staging_fds, std::vector<int> pidfds, std::vector<int> pids,
-                      uint32_t first_seq) {
-            GroupConfig config;
-            config.rank = rank;
-            config.world_size = world_size;
-            config.name = std::move(name);
-            config.timeout_s = timeout_s;
-            config.buffer_bytes = buffer_bytes;
-            config.num_cores = num_cores;
-            config.control_fd = control_fd;
-            config.staging_fds = std::move(staging_fds);
-            config.pidfds = std::move(pidfds);
-            config.pids = std::move(pids);
-            config.first_seq = first_seq;
-            config.check_interrupt = check_python_signals;
-            return std::unique_ptr<Communicator, DeleteWithoutGil>(new Communicator(config));
-          }),
-          py::kw_only(), py::arg("rank"), py::arg("world_size"), py::arg("name"), py::arg("timeout_s"),
-          py::arg("buffer_bytes"), py::arg("num_cores"), py::arg("control_fd"), py::arg("staging_fds"),
-          py::arg("pidfds"), py::arg("pids"), py::arg("first_seq") = 0)
+      .def(py::init([](int rank, int world_size, std::string name, double timeout_s, int64_t buffer_bytes,
+                       int num_cores, int control_fd, std::vector<int> staging_fds, std::vector<int> pidfds,
+                       std::vector<int> pids, uint32_t first_seq) {
+             GroupConfig config;
+             config.rank = rank;
+             config.world_size = world_size;
+             config.name = std::move(name);
+             config.timeout_s = timeout_s;
+             config.buffer_bytes = buffer_bytes;
+             config.num_cores = num_cores;
+             config.control_fd = control_fd;
+             config.staging_fds = std::move(staging_fds);
+             config.pidfds = std::move(pidfds);
+             config.pids = std::move(pids);
+             config.first_seq = first_seq;
+             config.check_interrupt = check_python_signals;
+             return std::unique_ptr<Communicator, DeleteWithoutGil>(new Communicator(config));
+           }),
+           py::kw_only(), py::arg("rank"), py::arg("world_size"), py::arg("name"), py::arg("timeout_s"),
+           py::arg("buffer_bytes"), py::arg("num_cores"), py::arg("control_fd"), py::arg("staging_fds"),
+           py::arg("pidfds"), py::arg("pids"), py::arg("first_seq") = 0)
       .def_property_readonly("rank", &Communicator::rank)
       .def_property_readonly("world_size", &Communicator::world_size)
       .def_property_readonly("inline_bytes", &Communicator::inline_bytes)
@@ -227,7 +226,8 @@ void bind_comm(py::module_& module) {
           [](const Communicator& comm, int64_t num_elems) {
             RC_CHECK(num_elems >= 0, "num_elems must not be negative, got ", num_elems);
             py::list ranges;
-            for (const Range& range : comm.encoded_sums(num_elems)) ranges.append(py::make_tuple(range.begin, range.end));
+            for (const Range& range : comm.encoded_sums(num_elems))
+              ranges.append(py::make_tuple(range.begin, range.end));
             return ranges;
           },
           py::arg("num_elems"))

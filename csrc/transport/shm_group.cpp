@@ -261,11 +261,12 @@ void ShmGroup::fail(const Error& error) {
 void ShmGroup::throw_if_peer_left(int peer, const Flag& flag, uint32_t target) {
   if (line(peer).lifecycle.load(std::memory_order_seq_cst) != static_cast<uint32_t>(Lifecycle::closed)) return;
   if (reached(flag.value.load(std::memory_order_acquire), target)) return;  // it left after it did its part
-  fail(Error(ErrorKind::peer_lost,
-             concat("rank ", peer, " (pid ", pids_[static_cast<size_t>(peer)], ") closed group '", name_, "' after ",
-                    line(peer).completed_seq.load() - first_seq_, " collectives; rank ", rank_, " still waits for it in ",
-                    describe_current(), ". Every rank must make the same calls before it closes. ", kLost),
-             peer));
+  fail(Error(
+      ErrorKind::peer_lost,
+      concat("rank ", peer, " (pid ", pids_[static_cast<size_t>(peer)], ") closed group '", name_, "' after ",
+             line(peer).completed_seq.load() - first_seq_, " collectives; rank ", rank_, " still waits for it in ",
+             describe_current(), ". Every rank must make the same calls before it closes. ", kLost),
+      peer));
 }
 
 void ShmGroup::throw_if_interrupted() {
@@ -335,12 +336,13 @@ void ShmGroup::on_peer_death(int peer) {
   if (their.lifecycle.load(std::memory_order_seq_cst) == static_cast<uint32_t>(Lifecycle::closed)) return;
   const uint32_t entered = their.entered_seq.load();
   const bool inside = entered != their.completed_seq.load();
-  const std::string where = entered == first_seq_ ? std::string("before its first collective")
-                                                  : concat(inside ? "inside collective #" : "after collective #",
-                                                           entered, ". Output buffers of unfinished calls are undefined");
+  const std::string where = entered == first_seq_
+                                ? std::string("before its first collective")
+                                : concat(inside ? "inside collective #" : "after collective #", entered,
+                                         ". Output buffers of unfinished calls are undefined");
   report(Error(ErrorKind::peer_lost,
-               concat("rank ", peer, " (pid ", pids_[static_cast<size_t>(peer)], ") of group '", name_, "' died ", where,
-                      ". ", kLost),
+               concat("rank ", peer, " (pid ", pids_[static_cast<size_t>(peer)], ") of group '", name_, "' died ",
+                      where, ". ", kLost),
                peer));
 }
 
