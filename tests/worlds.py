@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -210,7 +211,7 @@ class Worlds:
         found = self.outcomes(world_size, body, *args, deadline=deadline, **options)
         bad = [f"rank {i}: {o.trace or o.kind}" for i, o in enumerate(found) if o.kind != "value"]
         if bad:
-            raise RankFailure("\n".join(bad))
+            raise RankFailure("\n".join(bad)[:8000])
         return [outcome.value for outcome in found]
 
     def run_threads(
@@ -280,20 +281,36 @@ def join(
     first_seq: int = 0,
     name: str = "world",
 ) -> ringcomm.Communicator:
+    store = TCPStore(port=port, is_server=False, timeout=timeout)
+    with settings(staging_kib, first_seq):
+        return ringcomm.init(rank, world_size, store=store, timeout=timeout, name=name)
+
+
+@contextlib.contextmanager
+def settings(staging_kib: int | None, first_seq: int) -> Iterator[None]:
+    """What a process, not a call, says about its communicators. Threads share it."""
     from ringcomm import bootstrap
 
-    variables = {} if staging_kib is None else {"RINGCOMM_STAGING_KIB": str(staging_kib)}
-    store = TCPStore(port=port, is_server=False, timeout=timeout)
+    if staging_kib is None and first_seq == 0:
+        yield
+        return
+    before = bootstrap._first_seq
     bootstrap._first_seq = first_seq
     try:
-        with environment(**variables) if variables else contextlib.nullcontext():
-            return ringcomm.init(rank, world_size, store=store, timeout=timeout, name=name)
+        with environment(RINGCOMM_STAGING_KIB=str(staging_kib)) if staging_kib else nullcontext():
+            yield
     finally:
-        bootstrap._first_seq = 0
+        bootstrap._first_seq = before
 
 
 def threads_with_communicators(
-    world_size: int, body: Body, args: tuple[Any, ...], **options: Any
+    world_size: int,
+    body: Body,
+    args: tuple[Any, ...],
+    *,
+    staging_kib: int | None = None,
+    first_seq: int = 0,
+    **options: Any,
 ) -> list[Any]:
     store = TCPStore(is_server=True)
     results: list[Any] = [None] * world_size
@@ -308,10 +325,11 @@ def threads_with_communicators(
     threads = [
         threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(world_size)
     ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with settings(staging_kib, first_seq):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     store.close()
     if errors:
         raise errors[0]
