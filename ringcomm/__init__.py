@@ -11,11 +11,11 @@ from ringcomm import errors as errors
 from ringcomm._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from ringcomm.bootstrap import init as init
     from ringcomm.codecs import Codec as Codec
     from ringcomm.codecs import codec as codec
     from ringcomm.comm import Communicator as Communicator
     from ringcomm.comm import Work as Work
-    from ringcomm.comm import init as init
     from ringcomm.ddp import attach as attach
 
 __all__ = ["Codec", "Communicator", "Work", "__version__", "attach", "codec", "errors", "init"]
@@ -27,7 +27,7 @@ _LAZY = {
     "Work": "ringcomm.comm",
     "attach": "ringcomm.ddp",
     "codec": "ringcomm.codecs",
-    "init": "ringcomm.comm",
+    "init": "ringcomm.bootstrap",
 }
 
 

@@ -190,6 +190,7 @@ def runs_on(built_for: str, major: int, minor: int) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m ringcomm.info", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--build", action="store_true", help="print only the build summary")

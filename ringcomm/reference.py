@@ -51,7 +51,8 @@ MASK64 = 0xFFFFFFFFFFFFFFFF
 
 def bfloat16_to_float32(bits: Array) -> Float32:
     """Widens bfloat16 bit patterns; exact."""
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    widened: Float32 = (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return widened
 
 
 def float32_to_bfloat16(values: Array) -> npt.NDArray[np.uint16]:
@@ -335,7 +336,8 @@ def all_reduce_ring(
 
 def broadcast(inputs: Sequence[Array], root: int) -> Array:
     """What every rank holds afterwards: the array of ``root``."""
-    return inputs[root].copy()
+    received: Array = inputs[root].copy()
+    return received
 
 
 def all_gather(inputs: Sequence[Array]) -> Array:

@@ -10,7 +10,6 @@
 Until pidfds have been exchanged, /proc tells whether a process that said hello is still there.
 """
 
-import array
 import contextlib
 import fcntl
 import json
@@ -21,45 +20,27 @@ import socket
 import struct
 import tempfile
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ringcomm import _core, errors
 from ringcomm._version import __version__
+from ringcomm.descriptors import (
+    Endpoints,
+    Message,
+    raise_if_error,
+    receive,
+    receive_endpoints,
+    send,
+    send_endpoints,
+)
 from ringcomm.store import Store, TCPStore, get_before
 
-__all__ = ["Endpoints", "boot_id", "rendezvous"]
+__all__ = ["boot_id", "rendezvous"]
 
-Message = dict[str, Any]
-
-_LENGTH = struct.Struct("<I")
-_MAX_MESSAGE = 64 * 1024
-_FDS_PER_MESSAGE = 64  # the kernel takes 253
 _POLL_S = 0.05
 _STORE_SLICE_S = 0.1  # longest wait in the store between two looks at the other processes
 _STALE_GRACE_S = 0.3  # for the successor of a dead process whose hello was there before we came
 _ACKNOWLEDGE_S = 1.0  # rank 0 serves its store this long for ranks that have not read its error
-
-
-@dataclass
-class Endpoints:
-    """Descriptors of a group's shared memory and processes. A context manager that closes them."""
-
-    control_fd: int
-    staging_fds: list[int]
-    pidfds: list[int]  # -1 where the kernel has no pidfd
-    pids: list[int]
-    _closed: bool = field(default=False, repr=False)
-
-    def __enter__(self) -> "Endpoints":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if not self._closed:
-            self._closed = True
-            for fd in {self.control_fd, *self.staging_fds, *self.pidfds} - {-1}:
-                os.close(fd)
 
 
 def boot_id() -> str:
@@ -94,16 +75,25 @@ def rendezvous(
     """
     meeting = _Meeting(store, rank, world_size, prefix, name, timeout, buffer_bytes, first_seq)
     with contextlib.ExitStack() as cleanup:
-        staging_fd = _core.create_segment(
-            f"ringcomm-{name}-{rank}", _core.staging_bytes(buffer_bytes)
-        )
-        cleanup.callback(os.close, staging_fd)
-        _core.format_staging(staging_fd, buffer_bytes, first_seq)
+        try:
+            staging_fd = _core.create_segment(
+                f"ringcomm-{name}-{rank}", _core.staging_bytes(buffer_bytes)
+            )
+            cleanup.callback(os.close, staging_fd)
+            _core.format_staging(staging_fd, buffer_bytes, first_seq)
+        except errors.RingcommError as problem:
+            # The others must not wait for a rank that cannot come.
+            error = type(problem)(f"rank {rank}: {problem}")
+            error.rank = rank
+            meeting.hello |= {"error": str(error), "class": type(error).__name__}
+            meeting.say_hello()
+            if rank == 0:
+                _Host(meeting).tell(error)
+            raise error from problem
         pidfd = _own_pidfd()
         if pidfd >= 0:
             cleanup.callback(os.close, pidfd)
-        if store is not None:
-            store.set(meeting.key("hello", rank), json.dumps(meeting.hello).encode())
+        meeting.say_hello()
         if rank == 0:
             return _Host(meeting).run(staging_fd, pidfd)
         return _Guest(meeting).run(staging_fd, pidfd)
@@ -148,6 +138,10 @@ class _Meeting:
 
     def key(self, kind: str, rank: int | None = None) -> str:
         return f"{self.prefix}/{kind}" + ("" if rank is None else f"/{rank}")
+
+    def say_hello(self) -> None:
+        if self.store is not None:
+            self.store.set(self.key("hello", self.rank), json.dumps(self.hello).encode())
 
     def read(self, kind: str, rank: int | None = None, seconds: float = 0.0) -> Message | None:
         """What is under a key of the store; None if nobody has set it within ``seconds``."""
@@ -231,10 +225,10 @@ class _Host:
             fds[0] = (self._own(os.dup(staging_fd)), self._own(os.dup(pidfd)) if pidfd >= 0 else -1)
             endpoints = self._endpoints(fds)
             for connection in self.connections.values():
-                _send_endpoints(connection, endpoints, self.meeting.deadline)
+                send_endpoints(connection, endpoints, self.meeting.deadline)
             return endpoints
         except BaseException as error:
-            self._tell(error)
+            self.tell(error)
             for fd in self.received:
                 os.close(fd)
             raise
@@ -297,7 +291,7 @@ class _Host:
             self.meeting.key("verdict"), json.dumps(verdict | {"nonces": nonces}).encode()
         )
 
-    def _tell(self, error: BaseException) -> None:
+    def tell(self, error: BaseException) -> None:
         """Makes everybody raise what rank 0 raises."""
         verdict: Message = {"error": str(error), "class": "RingcommError", "rank": None}
         if isinstance(error, errors.RingcommError):
@@ -308,7 +302,7 @@ class _Host:
             )
         for connection in self.connections.values():
             with contextlib.suppress(OSError):
-                _send(connection, verdict)
+                send(connection, verdict)
         store = self.meeting.store
         if store is None or self.meeting.world_size == 1:
             return
@@ -318,11 +312,13 @@ class _Host:
                 return
             # The store goes when this process goes: let the others read first.
             end = time.monotonic() + _ACKNOWLEDGE_S
-            for rank, hello in self.hellos.items():
-                while rank not in (0, *self.connections) and time.monotonic() < end:
-                    if self.meeting.read("seen", rank, _POLL_S) == {"nonce": hello["nonce"]}:
+            for rank in range(1, self.meeting.world_size):
+                hello = self.hellos.get(rank)
+                while rank not in self.connections and time.monotonic() < end:
+                    seen = self.meeting.read("seen", rank, _POLL_S)
+                    if seen and (hello is None or seen["nonce"] == hello["nonce"]):
                         break
-                    if _is_gone(hello):
+                    if hello and _is_gone(hello):
                         break
 
     def _read_hellos(self) -> None:
@@ -346,6 +342,7 @@ class _Host:
 
     def _greet(self, rank: int, hello: Message) -> None:
         self.hellos[rank] = hello
+        raise_if_error({"rank": rank} | hello)
         ours = self.meeting.hello
         for key, advice in (
             ("world_size", "start every rank with the same WORLD_SIZE"),
@@ -411,7 +408,7 @@ class _Host:
         if uid != os.getuid():
             return None
         try:
-            message, fds = _receive(connection)
+            message, fds = receive(connection)
         except errors.SystemResourceError:
             raise
         except (OSError, errors.WireError, ValueError):
@@ -443,7 +440,7 @@ class _Guest:
         try:
             while True:
                 verdict = self._wait_for_verdict()
-                self._raise_if_error(verdict)
+                self._acknowledge_error(verdict)
                 endpoints = self._connect(verdict, staging_fd, pidfd)
                 if endpoints is not None:
                     return endpoints
@@ -483,14 +480,14 @@ class _Guest:
             "same MASTER_ADDR, MASTER_PORT and WORLD_SIZE, and a store that no other run uses?",
         )
 
-    def _raise_if_error(self, verdict: Message) -> None:
+    def _acknowledge_error(self, verdict: Message) -> None:
         if "error" not in verdict:
             return
         assert self.meeting.store is not None
         with contextlib.suppress(Exception):
             seen = json.dumps({"nonce": self.meeting.hello["nonce"]}).encode()
             self.meeting.store.set(self.meeting.key("seen", self.meeting.rank), seen)
-        _raise_if_error(verdict)
+        raise_if_error(verdict)
 
     def _connect(self, verdict: Message, staging_fd: int, pidfd: int) -> Endpoints | None:
         meeting = self.meeting
@@ -498,12 +495,12 @@ class _Guest:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
                 connection.settimeout(max(1.0, meeting.deadline + 2.0 - time.monotonic()))
                 connection.connect(verdict["path"])
-                _send(
+                send(
                     connection,
                     {"rank": meeting.rank, "token": verdict["token"]},
                     [staging_fd] + ([pidfd] if pidfd >= 0 else []),
                 )
-                return _receive_endpoints(connection)
+                return receive_endpoints(connection)
         except errors.WireError:
             return None
         except errors.RingcommError:
@@ -514,102 +511,6 @@ class _Guest:
             ) from None
         except OSError:
             return None
-
-
-def _raise_if_error(message: Message) -> None:
-    if "error" not in message:
-        return
-    error: errors.RingcommError = getattr(errors, message["class"])(message["error"])
-    error.rank = message["rank"]
-    raise error
-
-
-# ---- messages: 4 bytes length, JSON; descriptors ride along --------------------------------------
-
-
-def _send(connection: socket.socket, message: Message, fds: list[int] | None = None) -> None:
-    body = json.dumps(message).encode()
-    socket.send_fds(connection, [_LENGTH.pack(len(body)) + body], fds or [])
-
-
-def _receive(connection: socket.socket) -> tuple[Message, list[int]]:
-    """The next message and its descriptors, which are the caller's to close."""
-    space = socket.CMSG_SPACE(_FDS_PER_MESSAGE * array.array("i").itemsize)
-    data, ancillary, flags, _ = connection.recvmsg(_LENGTH.size, space, socket.MSG_CMSG_CLOEXEC)
-    fds = array.array("i")
-    for level, kind, payload in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
-    try:
-        if flags & socket.MSG_CTRUNC:
-            raise errors.SystemResourceError(
-                "descriptors of shared memory got lost: this process may not open more files (ulimit -n)"
-            )
-        while len(data) < _LENGTH.size:
-            data += _read_some(connection, _LENGTH.size - len(data))
-        (length,) = _LENGTH.unpack(data)
-        if length > _MAX_MESSAGE:
-            raise errors.WireError(f"a set-up message claims {length} bytes")
-        body = b""
-        while len(body) < length:
-            body += _read_some(connection, length - len(body))
-        message = json.loads(body)
-        if not isinstance(message, dict):
-            raise errors.WireError("a set-up message is not an object")
-    except BaseException:
-        for fd in fds:
-            os.close(fd)
-        raise
-    return message, list(fds)
-
-
-def _read_some(connection: socket.socket, num_bytes: int) -> bytes:
-    piece = connection.recv(num_bytes)
-    if not piece:
-        raise errors.WireError("the connection ended")
-    return piece
-
-
-def _send_endpoints(connection: socket.socket, endpoints: Endpoints, deadline: float) -> None:
-    connection.settimeout(max(1.0, deadline - time.monotonic()))
-    has_pidfd = [fd >= 0 for fd in endpoints.pidfds]
-    fds = [
-        endpoints.control_fd,
-        *endpoints.staging_fds,
-        *(fd for fd in endpoints.pidfds if fd >= 0),
-    ]
-    with contextlib.suppress(
-        BrokenPipeError, ConnectionResetError
-    ):  # it died: its pidfd tells everyone
-        for first in range(0, len(fds), _FDS_PER_MESSAGE):
-            _send(
-                connection,
-                {"pids": endpoints.pids, "has_pidfd": has_pidfd, "num_fds": len(fds)},
-                fds[first : first + _FDS_PER_MESSAGE],
-            )
-
-
-def _receive_endpoints(connection: socket.socket) -> Endpoints:
-    fds: list[int] = []
-    try:
-        while True:
-            message, more = _receive(connection)
-            fds += more
-            _raise_if_error(message)
-            if len(fds) >= message["num_fds"]:
-                break
-    except BaseException:
-        for fd in fds:
-            os.close(fd)
-        raise
-    world_size = len(message["pids"])
-    pidfds = iter(fds[1 + world_size :])
-    return Endpoints(
-        fds[0],
-        fds[1 : 1 + world_size],
-        [next(pidfds) if has else -1 for has in message["has_pidfd"]],
-        message["pids"],
-    )
 
 
 def _sweep_stale_directories() -> None:

@@ -15,7 +15,7 @@ import sys
 import traceback
 from multiprocessing.connection import Connection
 
-PRELOAD = ("numpy", "ringcomm.comm", "ringcomm.reference", "tests.worlds")
+PRELOAD = ("numpy", "ringcomm.bootstrap", "ringcomm.reference", "tests.worlds")
 _PR_SET_PDEATHSIG = 1
 
 

@@ -58,7 +58,8 @@ def test_view_gives_pointer_count_and_dtype_of_every_kind(dtype, shape):
         assert view.dtype == _core.DTYPES[dtype]
         assert view.dtype_name == dtype
         assert tuple(view.shape) == shape
-        assert view.contiguous and view.writable
+        assert view.contiguous
+        assert view.writable
         assert (view.kind, view.device) == (kind, "cpu")
 
 
@@ -72,7 +73,8 @@ def test_bfloat16_of_torch_and_of_ml_dtypes():
     view = arrays.view(array, writable=True)
     assert (view.dtype_name, view.num_bytes, view.kind) == ("bfloat16", 6, "numpy")
     copy = arrays.contiguous_copy(DlpackOnly(torch.full((3,), 2.0, dtype=torch.bfloat16)))
-    assert copy.dtype == ml_dtypes.bfloat16 and copy.astype(np.float32).tolist() == [2.0] * 3
+    assert copy.dtype == ml_dtypes.bfloat16
+    assert copy.astype(np.float32).tolist() == [2.0] * 3
 
 
 def test_offset_views_point_at_their_first_element():
@@ -97,7 +99,9 @@ def test_noncontiguous_arrays_are_copied_and_copied_back(make):
     copy += 100
     assert array[0, 0] == 0  # the copy aliases nothing
     arrays.copy_back(copy, x)
-    assert array[0, 0] == 100 and array[3, 4] == 122 and array[0, 1] == 1
+    assert array[0, 0] == 100
+    assert array[3, 4] == 122
+    assert array[0, 1] == 1
 
 
 def test_contiguous_copy_keeps_shape_also_of_0_dim():
@@ -119,11 +123,14 @@ def test_misaligned_numpy_array_is_not_taken_for_contiguous():
 
 def test_empty_like_allocates_in_the_library_of_the_array():
     x = torch.zeros(2, 2, dtype=torch.float16)
-    assert isinstance(arrays.empty_like(x), torch.Tensor) and arrays.empty_like(x).shape == (2, 2)
+    assert isinstance(arrays.empty_like(x), torch.Tensor)
+    assert arrays.empty_like(x).shape == (2, 2)
     assert arrays.empty_like(x, (5,)).dtype == torch.float16
     assert arrays.empty_like(np.zeros((2, 3), np.int64)).shape == (2, 3)
     made = arrays.empty_like(DlpackOnly(np.zeros(4, np.int32)), (2, 2))
-    assert isinstance(made, np.ndarray) and made.dtype == np.int32 and made.shape == (2, 2)
+    assert isinstance(made, np.ndarray)
+    assert made.dtype == np.int32
+    assert made.shape == (2, 2)
 
 
 def test_view_keeps_the_memory_alive():
@@ -267,7 +274,7 @@ def test_numpy_arrays_work_without_importing_torch():
         "import sys, numpy as np, ringcomm\n"
         "from ringcomm import arrays, codec\n"
         "arrays.view(np.zeros(3, np.float32), writable=True)\n"
-        "codec.codec('int4').encode(np.zeros(100, np.float32))\n"
+        "codec('int4').encode(np.zeros(100, np.float32))\n"
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

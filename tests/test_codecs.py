@@ -40,7 +40,8 @@ def test_specs_parse_and_have_one_canonical_form(text, canonical, up, down, feed
     assert parsed.spec == canonical == str(parsed)
     assert (parsed.up, parsed.down) == (_core.CODECS[up], _core.CODECS[down])
     assert parsed.error_feedback is feedback
-    assert codec(canonical) == parsed and codec(parsed) is parsed
+    assert codec(canonical) == parsed
+    assert codec(parsed) is parsed
     assert pickle.loads(pickle.dumps(parsed)) == parsed
     assert hash(codec(text)) == hash(parsed)
 
@@ -116,10 +117,12 @@ def test_encode_decode_round_trip_in_torch_and_numpy(spec, size, dtype):
     chosen = codec(spec)
     x = torch.randn(size, generator=torch.Generator().manual_seed(1)).to(getattr(torch, dtype))
     wire = chosen.encode(x)
-    assert isinstance(wire, torch.Tensor) and wire.dtype == torch.uint8
+    assert isinstance(wire, torch.Tensor)
+    assert wire.dtype == torch.uint8
     assert wire.shape == (chosen.wire_bytes(size),)
     out = chosen.decode(wire, size)
-    assert isinstance(out, torch.Tensor) and out.dtype == torch.float32
+    assert isinstance(out, torch.Tensor)
+    assert out.dtype == torch.float32
     step = {"none": 0, "bf16": 2**-8, "fp16": 2**-11, "int8": 1 / 127, "int4": 1 / 7}[spec]
     bound = step * x.float().abs().max().item() if size else 0
     assert (out - x.float()).abs().le(bound).all()
@@ -128,10 +131,12 @@ def test_encode_decode_round_trip_in_torch_and_numpy(spec, size, dtype):
     assert torch.equal(again, out.to(again.dtype))
     if dtype != "bfloat16":
         from_numpy = chosen.encode(x.numpy())
-        assert isinstance(from_numpy, np.ndarray) and from_numpy.dtype == np.uint8
+        assert isinstance(from_numpy, np.ndarray)
+        assert from_numpy.dtype == np.uint8
         assert from_numpy.tobytes() == wire.numpy().tobytes()
         decoded = chosen.decode(from_numpy, size, dtype=dtype)
-        assert isinstance(decoded, np.ndarray) and decoded.dtype == dtype
+        assert isinstance(decoded, np.ndarray)
+        assert decoded.dtype == dtype
         assert np.array_equal(decoded, again.numpy())
 
 
@@ -162,8 +167,10 @@ def test_residual_is_left_alone_where_values_are_not_finite():
     x[40] = np.inf
     residual = np.full(96, 0.25, np.float32)
     out = codec("int8").decode(codec("int8").encode(x, residual), 96)
-    assert np.isnan(out[32:64]).all() and np.isfinite(out[:32]).all()
-    assert (residual[32:64] == 0.25).all() and (residual[:32] != 0.25).all()
+    assert np.isnan(out[32:64]).all()
+    assert np.isfinite(out[:32]).all()
+    assert (residual[32:64] == 0.25).all()
+    assert (residual[:32] != 0.25).all()
 
 
 def test_noncontiguous_input_encodes_like_its_copy():
@@ -188,11 +195,12 @@ def test_stochastic_rounding_depends_on_seed_step_rank_and_element_only():
 
 def test_short_buffers_are_a_wire_error_with_both_sizes():
     chosen = codec("int8")
-    for call in (lambda b: chosen.decode(b, 100), lambda b: chosen.decode_add(b, zeros)):
-        zeros = np.zeros(100, np.float32)
-        expected = chosen.wire_bytes(100)
+    expected = chosen.wire_bytes(100)
+    short = np.zeros(expected - 1, np.uint8)
+    zeros = np.zeros(100, np.float32)
+    for call in (lambda: chosen.decode(short, 100), lambda: chosen.decode_add(short, zeros)):
         with pytest.raises(WireError, match=f"has {expected - 1} bytes.*100 values.*{expected}"):
-            call(np.zeros(expected - 1, np.uint8))
+            call()
 
 
 def test_bad_arguments_are_refused():

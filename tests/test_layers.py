@@ -27,8 +27,10 @@ CPP_LAYERS: list[set[str]] = [
 PYTHON_LAYERS: list[set[str]] = [
     {"_version", "_core"},
     {"errors", "env", "reference"},
-    {"arrays", "codecs", "plan", "rendezvous", "store"},
+    {"arrays", "codecs", "descriptors", "plan", "rendezvous", "store"},
     {"comm"},
+    {"bootstrap"},
+    {"backend", "ddp", "nodes", "cupyx", "parallel"},
     {"train"},
     {"__init__", "demo", "info", "tune"},
 ]

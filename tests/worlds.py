@@ -289,18 +289,18 @@ def join(
 @contextlib.contextmanager
 def settings(staging_kib: int | None, first_seq: int) -> Iterator[None]:
     """What a process, not a call, says about its communicators. Threads share it."""
-    from ringcomm import comm as comm_module
+    from ringcomm import bootstrap
 
     if staging_kib is None and first_seq == 0:
         yield
         return
-    before = comm_module._first_seq
-    comm_module._first_seq = first_seq
+    before = bootstrap._first_seq
+    bootstrap._first_seq = first_seq
     try:
         with environment(RINGCOMM_STAGING_KIB=str(staging_kib)) if staging_kib else nullcontext():
             yield
     finally:
-        comm_module._first_seq = before
+        bootstrap._first_seq = before
 
 
 def threads_with_communicators(

@@ -17,10 +17,10 @@ struct DeviceInfo {
 };
 
 struct DeviceProbe {
-  int count = 0;              // == devices.size()
-  std::string reason;         // why count is 0; empty when it is not
-  int driver_version = 0;     // CUDA version that the driver supports, 1000 * major + 10 * minor; 0: no driver
-  int runtime_version = 0;    // of the CUDA runtime in this build, likewise; 0: built without CUDA
+  int count = 0;            // == devices.size()
+  std::string reason;       // why count is 0; empty when it is not
+  int driver_version = 0;   // CUDA version that the driver supports, 1000 * major + 10 * minor; 0: no driver
+  int runtime_version = 0;  // of the CUDA runtime in this build, likewise; 0: built without CUDA
   std::vector<DeviceInfo> devices;
 };
 

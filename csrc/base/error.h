@@ -44,22 +44,21 @@ std::string concat(const Parts&... parts) {
 
 }  // namespace ringcomm
 
-#define RC_FAIL(kind, ...) \
-  throw ::ringcomm::Error(::ringcomm::ErrorKind::kind, ::ringcomm::concat(__VA_ARGS__))
+#define RC_FAIL(kind, ...) throw ::ringcomm::Error(::ringcomm::ErrorKind::kind, ::ringcomm::concat(__VA_ARGS__))
 
 // A condition on the caller's arguments.
-#define RC_CHECK(cond, ...)             \
-  do {                                  \
-    if (!(cond)) {                      \
-      RC_FAIL(usage, __VA_ARGS__);      \
-    }                                   \
+#define RC_CHECK(cond, ...)        \
+  do {                             \
+    if (!(cond)) {                 \
+      RC_FAIL(usage, __VA_ARGS__); \
+    }                              \
   } while (0)
 
 // A system call that returns -1 on failure; the message gets errno's text.
-#define RC_SYS(call, ...)                                                                     \
-  do {                                                                                        \
-    if ((call) == -1) {                                                                       \
-      const int saved_errno = errno;                                                          \
-      RC_FAIL(system, ::ringcomm::concat(__VA_ARGS__), ": ", std::strerror(saved_errno));     \
-    }                                                                                         \
+#define RC_SYS(call, ...)                                                                 \
+  do {                                                                                    \
+    if ((call) == -1) {                                                                   \
+      const int saved_errno = errno;                                                      \
+      RC_FAIL(system, ::ringcomm::concat(__VA_ARGS__), ": ", std::strerror(saved_errno)); \
+    }                                                                                     \
   } while (0)

@@ -27,7 +27,7 @@ const char* simd_level_name(SimdLevel level);
 #if defined(__x86_64__)
 #define RC_HAVE_X86_LEVELS 1
 // Picks `table` from the namespace of the level in use.
-#define RC_SIMD_DISPATCH(table)                                          \
+#define RC_SIMD_DISPATCH(table)                                                \
   (::ringcomm::simd_level() == ::ringcomm::SimdLevel::avx512 ? avx512::table() \
    : ::ringcomm::simd_level() == ::ringcomm::SimdLevel::avx2 ? avx2::table()   \
                                                              : baseline::table())

@@ -456,7 +456,7 @@ class HookState:
             transport.all_reduce(wanted, "sum")
             if wanted.item() > 0:
                 transport.all_reduce(plan.owner_residual, "sum")
-                plan.owner_residual[~transport.owned(plan.num_elems, self.codec)] = 0.0
+                plan.owner_residual[~transport.owned(plan.num_elems)] = 0.0
         return plan
 
     def _rescale(self, factor: float) -> None:

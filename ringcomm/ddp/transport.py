@@ -40,8 +40,6 @@ _DTYPES: dict[torch.dtype, int] = {
     getattr(torch, name): code for name, code in _core.DTYPES.items()
 }
 _FLOAT32: int = _core.DTYPES["float32"]
-# Rank in the counter of stochastic rounding for what an owner encodes (as in csrc/algo).
-_OWNER_STREAM = 0xFFFFFFFF
 
 
 class Transport(Protocol):
@@ -80,8 +78,8 @@ class Transport(Protocol):
     def all_gather(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Equally shaped tensors of all ranks, in rank order."""
 
-    def owned(self, num_elems: int, codec: Codec) -> torch.Tensor:
-        """Bool mask of the elements whose sums this rank encodes. Collective."""
+    def owned(self, num_elems: int) -> torch.Tensor:
+        """Bool mask of the elements whose sums this rank encodes."""
 
     def close(self) -> None:
         """Release what the transport made. Idempotent, never waits for other ranks."""
@@ -126,12 +124,11 @@ class CommTransport:
         gathered = self._comm.all_gather(x.contiguous())
         return list(gathered.view(self.world_size, *x.shape))
 
-    def owned(self, num_elems: int, codec: Codec) -> torch.Tensor:
-        # The communicator cuts an array as it likes. A third is no multiple of any scale, so the
-        # owner's residual changes wherever this rank encodes a sum.
-        probe = torch.full((num_elems,), 1 / 3)
-        self._comm.all_reduce(torch.zeros(num_elems), op="avg", codec=codec, owner_residual=probe)
-        return probe != 1 / 3 if num_elems else probe.bool()
+    def owned(self, num_elems: int) -> torch.Tensor:
+        mask = torch.zeros(num_elems, dtype=torch.bool)
+        for begin, end in self._comm.owned(num_elems):
+            mask[begin:end] = True
+        return mask
 
     def close(self) -> None:
         if self._owns_comm:
@@ -247,7 +244,7 @@ class GroupTransport:
             stochastic,
             codec.seed,
             step,
-            _OWNER_STREAM,
+            world,  # the rank of sums in the counter of stochastic rounding
             begin,
         )
         gathered = self._bytes("gathered", slot * world)
@@ -285,7 +282,7 @@ class GroupTransport:
         self.bytes_sent += x.nbytes * (self.world_size - 1)
         return list(gathered.view(self.world_size, *x.shape))
 
-    def owned(self, num_elems: int, codec: Codec) -> torch.Tensor:
+    def owned(self, num_elems: int) -> torch.Tensor:
         chunk = -(-num_elems // (self.world_size * BLOCK_ELEMS)) * BLOCK_ELEMS
         mask = torch.zeros(num_elems, dtype=torch.bool)
         mask[self.rank * chunk : (self.rank + 1) * chunk] = True
@@ -382,7 +379,7 @@ def make_transport(
         raise UsageError("this process is not a member of the process group")
     why = "as asked for"
     if config.transport != "torch":
-        from ringcomm.comm import init
+        from ringcomm.bootstrap import init
 
         try:
             made = init(

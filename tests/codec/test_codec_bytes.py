@@ -234,7 +234,7 @@ def test_bad_arguments_raise_usage_errors():
         "dtype id must be in 0..6, not 7": lambda: _core.encode(3, 0, 7, 0, 0),
         "takes float32, bfloat16 or float16, not float64": lambda: _core.encode(3, 0, 1, 0, 0),
         "num_elems must not be negative": lambda: _core.encode(3, 0, 0, -1, 0),
-        "first_elem must be a multiple of 32": lambda: _core.encode(3, 0, 0, 0, 0, first_elem=5),
+        "first_elem must be a multiple of 32": lambda: _core.encode(3, 0, 0, 1, 0, first_elem=5),
         "'bf16' rounds to nearest even only": lambda: _core.encode(1, 0, 0, 0, 0, stochastic=True),
         "not int64": lambda: _core.decode(3, 0, 0, 0, 5),
     }

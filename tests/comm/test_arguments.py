@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import ringcomm
-from ringcomm import Communicator
+from ringcomm import Communicator, env
 from ringcomm.errors import UsageError
 from tests.worlds import Worlds
 
@@ -129,7 +129,7 @@ def test_init_refuses_arguments_that_make_no_sense(
 ) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    ringcomm.comm.env.forget()
+    env.forget()
     with pytest.raises(UsageError) as error:
         ringcomm.init(**arguments)
     for piece in pieces:
@@ -141,7 +141,7 @@ def test_world_size_1_needs_no_launcher_no_store_and_no_port(
 ) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    ringcomm.comm.env.forget()
+    env.forget()
     with ringcomm.init() as one, ringcomm.init(0, 1) as two:
         x = floats()
         for comm in (one, two):

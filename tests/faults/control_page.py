@@ -6,8 +6,7 @@ import struct
 import time
 from typing import Any
 
-from ringcomm import Communicator
-from ringcomm import comm as comm_module
+from ringcomm import Communicator, bootstrap
 
 FAULT_STATE = 64
 RANKS = 1088
@@ -15,7 +14,7 @@ RANK_BYTES = 128
 ENTERED_SEQ = 72
 
 _pages: dict[int, mmap.mmap] = {}  # by process
-_original = comm_module.rendezvous
+_original = bootstrap.rendezvous
 
 
 def _keep_page(*args: Any, **kwargs: Any) -> Any:
@@ -28,7 +27,7 @@ def _keep_page(*args: Any, **kwargs: Any) -> Any:
 
 def keep_pages() -> None:
     """From now on :func:`page` finds the page of this process's newest communicator."""
-    comm_module.rendezvous = _keep_page
+    bootstrap.rendezvous = _keep_page
 
 
 def page() -> mmap.mmap:
