@@ -336,14 +336,18 @@ void ShmGroup::on_peer_death(int peer) {
   if (their.lifecycle.load(std::memory_order_seq_cst) == static_cast<uint32_t>(Lifecycle::closed)) return;
   const uint32_t entered = their.entered_seq.load();
   const bool inside = entered != their.completed_seq.load();
-  const std::string where = entered == first_seq_
-                                ? std::string("before its first collective")
-                                : concat(inside ? "inside collective #" : "after collective #", entered,
-                                         ". Output buffers of unfinished calls are undefined");
-  report(Error(ErrorKind::peer_lost,
-               concat("rank ", peer, " (pid ", pids_[static_cast<size_t>(peer)], ") of group '", name_, "' died ",
-                      where, ". ", kLost),
-               peer));
+  // The first form is what rendezvous.py says when a rank dies a moment earlier.
+  const std::string where =
+      entered == first_seq_
+          ? std::string(
+                "before its first collective. The communicator is lost: close it and init() a new one, with a fresh "
+                "store if this one served an earlier run.")
+          : concat(inside ? "inside collective #" : "after collective #", entered,
+                   ". Output buffers of unfinished calls are undefined. ", kLost);
+  report(
+      Error(ErrorKind::peer_lost,
+            concat("rank ", peer, " (pid ", pids_[static_cast<size_t>(peer)], ") of group '", name_, "' died ", where),
+            peer));
 }
 
 }  // namespace ringcomm

@@ -187,10 +187,11 @@ def wake_up_times(comm: Communicator) -> list[float]:
     """Seconds from the moment at which the last rank comes to the return of one that slept."""
     times = []
     came = np.zeros(1)
-    for _ in range(41):
+    dice = random.Random(1)
+    for _ in range(60):
         comm.barrier()
         if comm.rank == 1:
-            time.sleep(0.004)  # long enough for rank 0 to go to sleep in the kernel
+            time.sleep(0.002 + 0.02 * dice.random())  # long enough for rank 0 to go to sleep in the kernel
             came[0] = time.monotonic()
         comm.broadcast(came, 1)
         times.append(time.monotonic() - came[0])
@@ -198,6 +199,6 @@ def wake_up_times(comm: Communicator) -> list[float]:
 
 
 def test_a_sleeping_rank_is_woken_and_does_not_wait_for_its_next_look(worlds: Worlds) -> None:
-    # Without the wake-up it takes the rest of 20 ms, the longest sleep. The best few of many rounds,
-    # because on a busy machine the others say more about the machine.
-    assert worlds.run(2, wake_up_times)[0][4] < 0.004
+    # Without the wake-up it takes what is left of 20 ms, the longest sleep: 6 ms or more in two of
+    # three rounds. The best third counts: on a busy machine the others say more about the machine.
+    assert worlds.run(2, wake_up_times)[0][20] < 0.003
