@@ -1,6 +1,5 @@
 """What the hook keeps between steps, and what it does with a bucket."""
 
-import contextlib
 import logging
 import time
 import warnings
@@ -119,6 +118,8 @@ class HookState:
         self._plans: dict[tuple[str, ...], Plan] = {}
         self._counters = Counters()
         self._in_backward: list[Job] = []
+        self._last: Job | None = None  # the bucket that the end of this backward pass reduces
+        self._watching = False  # a backward pass is running and will tell us when it ends
         self._failure: BaseException | None = None
         self._resources = Resources()
         self._closer = weakref.finalize(self, self._resources.close)
@@ -276,7 +277,10 @@ class HookState:
         # A future that holds an exception must come from a callback: the C++ reducer cannot read
         # one that set_exception() put there.
         result: torch.futures.Future[torch.Tensor] = job.future.then(unwrap)
-        self._resources.worker.submit(job)
+        if bucket.is_last() and self._watching:
+            self._last = job
+        else:
+            self._resources.worker.submit(job)
         return result
 
     def _layout(self, bucket: GradBucket) -> Layout:
@@ -315,18 +319,29 @@ class HookState:
         return self._scale / old
 
     def _watch_backward(self) -> None:
-        """Let the end of this backward pass raise what the worker raised.
+        """Let the end of this backward pass reduce its last bucket and raise what failed.
 
-        DDP would raise it too, but as a RuntimeError with our error in its text. Outside of a
-        backward pass (``Join``'s shadow of it) there is nothing to hook into.
+        The last bucket has nothing left to overlap with, so it needs no other thread, and the end
+        of the pass is the one place where waiting for the other ranks cannot keep them from
+        getting here. DDP would raise errors too, but as a RuntimeError with ours in its text.
+        Outside of a backward pass (``Join``'s shadow of it) there is nothing to hook into.
         """
         self._in_backward = []
-        with contextlib.suppress(RuntimeError):
+        self._last = None
+        try:
             torch.autograd.Variable._execution_engine.queue_callback(self._end_backward)
+        except RuntimeError:
+            self._watching = False
+        else:
+            self._watching = True
 
     def _end_backward(self) -> None:
         jobs, self._in_backward = self._in_backward, []
+        last, self._last = self._last, None
+        self._watching = False
         started = time.perf_counter()
+        if last is not None:
+            self._resources.worker.run_here(last)
         for job in jobs:
             job.done.wait()
         self._counters.wait_seconds += time.perf_counter() - started
@@ -334,7 +349,7 @@ class HookState:
             if job.error is not None:
                 raise job.error
 
-    # ---- one bucket: the worker thread -----------------------------------------------------------
+    # ---- one bucket: the worker thread, or the end of backward -----------------------------------
 
     def _run(
         self, work: Callable[[], torch.Tensor], rescale: float | None, last: bool, exact: bool

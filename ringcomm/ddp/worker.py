@@ -1,4 +1,4 @@
-"""The worker thread of a hook state: buckets in, futures out, strictly in order."""
+"""Who reduces the buckets: a worker thread, strictly in order, or the caller after it."""
 
 import queue
 import threading
@@ -35,6 +35,7 @@ class Worker:
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[Job | threading.Event | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._last: Job | None = None
 
     def submit(self, job: Job) -> None:
         if self._thread is None:
@@ -42,7 +43,15 @@ class Worker:
                 target=_work, args=(self._jobs,), name="ringcomm-ddp", daemon=True
             )
             self._thread.start()
+        self._last = job
         self._jobs.put(job)
+
+    def run_here(self, job: Job) -> None:
+        """Run a job on the calling thread, after everything that was submitted."""
+        if self._last is not None:
+            self._last.done.wait()
+        with torch.no_grad():
+            _run(job)
 
     def drain(self) -> None:
         """Wait until everything submitted so far is done."""
@@ -70,20 +79,23 @@ def _work(jobs: "queue.SimpleQueue[Job | threading.Event | None]") -> None:
                 return
             if isinstance(job, threading.Event):
                 job.set()
-                continue
-            try:
-                run, job.run = job.run, None
-                assert run is not None
-                result = run()
-            except Exception as error:
-                job.error = error
-                job.done.set()
-                job.future.set_exception(error)  # type: ignore[arg-type]  # wrong in torch's stub
             else:
-                job.done.set()
-                job.future.set_result(result)
-                del result
-            del job, run  # or the last bucket would keep the state alive
+                _run(job)
+            del job  # or the last bucket would keep the state alive
+
+
+def _run(job: Job) -> None:
+    run, job.run = job.run, None
+    assert run is not None
+    try:
+        result = run()
+    except Exception as error:
+        job.error = error
+        job.done.set()
+        job.future.set_exception(error)  # type: ignore[arg-type]  # wrong in torch's stub
+    else:
+        job.done.set()
+        job.future.set_result(result)
 
 
 class Resources:
