@@ -4,8 +4,10 @@
 //             chunk c and so owns it), then n-1 hops of finished chunks
 // Wire bytes  2 (n-1)/n x input per rank (16-bit types send float32 partial sums: 3 (n-1)/n)
 // Scratch     n mailboxes in the own input buffers, n-1 in the own result buffers
-// Ordering    each hop is released once and acquired by the right neighbour only. Mailboxes are
-//             reused in the next segment after the right neighbour published its last step.
+// Ordering    each hop is released once and acquired by the right neighbour only. Nobody waits for the
+//             right neighbour r: a rank's last hop brings the sum that r finished after it had read all
+//             its partial sums, and its first own sum of the next segment began at r, after r had read
+//             everything of this one. So mailboxes are free when they are written again.
 // Best for    links with one good neighbour (PCIe, networks). In shared memory it only adds hops: it is
 //             here by name, and as the twin of the CUDA ring.
 //
@@ -22,7 +24,6 @@ int64_t ring_all_reduce(ShmGroup& group, const Collective& call) {
   const int world_size = group.world_size();
   const int rank = group.rank();
   const int left = (rank + world_size - 1) % world_size;
-  const int right = (rank + 1) % world_size;
   const int64_t elem_bytes = static_cast<int64_t>(dtype_size(call.dtype));
   const int64_t partial_bytes = static_cast<int64_t>(dtype_size(cpu::accumulator_dtype(call.dtype)));
   const int64_t granule = static_cast<int64_t>(kCacheLine) / elem_bytes;
@@ -54,7 +55,6 @@ int64_t ring_all_reduce(ShmGroup& group, const Collective& call) {
     const auto input = [&](const Range& range) { return bytes_at(call.input, range.begin * elem_bytes); };
     const auto output = [&](const Range& range) { return bytes_at(call.output, range.begin * elem_bytes); };
 
-    if (segment > 0) group.wait_step(right, base);
     for (int64_t hop = 0; hop < hops; ++hop) {
       const Range range = chunk_behind(hop + 1);
       if (hop > 0) group.wait_step(left, base + static_cast<uint32_t>(hop));
@@ -84,7 +84,6 @@ int64_t ring_all_reduce(ShmGroup& group, const Collective& call) {
     }
   }
   const uint32_t total = static_cast<uint32_t>(num_segments) * steps;
-  group.wait_step(right, total);
   group.end(total);
   return bytes_sent;
 }

@@ -1,15 +1,17 @@
 // two_shot: a rank owns one chunk of every segment, sums it, and hands the sum to everyone.
 //
-// Steps       per segment: 1. stage: copy (or encode) the chunks that others own into the own input
-//             buffer   2. reduce: the owner sums its chunk in rank order and writes the sum to the
-//             output and to its result buffer   3. collect: copy (or decode) the other sums
-//             Segment s+1 is staged before the wait for segment s, so ranks may drift by one segment.
+// Steps       stage: copy (or encode) the chunks that others own into the own input buffer
+//             reduce: sum the own chunk in rank order into the output and the own result buffer
+//             collect: copy (or decode) the other chunks' sums
+//             stage(0), announce, then for each segment s: stage(s+1), reduce(s), publish, wait for all,
+//             collect(s). Ranks may drift by one segment.
 // Wire bytes  2 (n-1)/n x input per rank; with a codec the encoded sizes
 // Scratch     2 input + 2 result buffers per rank; with a codec one float32 chunk
-// Ordering    two releases per segment (staged, reduced), each acquired by all peers. Input buffer s&1
-//             is rewritten for segment s+2 after everyone published `reduced` of s; result buffer s&1 in
-//             `reduce` of s+2 after everyone published `staged` of s+2, hence collected s. All sums are
-//             read before anyone returns from its last wait, so the input buffers end unread.
+// Ordering    one release per segment, acquired by all peers: a rank that published s has reduced s and
+//             staged s+1. So the wait for s lets everybody reduce s+1 and collect s. Input buffer s&1 is
+//             rewritten for s+2 after that wait; result buffer s&1 after the wait for s+1, which a peer
+//             publishes after it collected s. All sums are read before anyone returns from its last
+//             wait, so the input buffers end unread.
 // Best for    everything that is not small
 //
 // Equal bits: one owner sums each element in rank order, everyone takes the owner's bytes. With a
@@ -23,27 +25,19 @@
 namespace ringcomm {
 namespace {
 
-// Steps in the order in which a rank publishes them: staged(1) reduced(0) staged(2) reduced(1) ...
-constexpr uint32_t staged(int64_t segment) { return static_cast<uint32_t>(2 * segment - 1); }
-constexpr uint32_t reduced(int64_t segment) { return static_cast<uint32_t>(2 * segment + 2); }
+// Published when a segment is reduced, and so is everything before it: the next segment is staged.
+constexpr uint32_t step_of(int64_t segment) { return static_cast<uint32_t>(segment + 1); }
 
 template <typename Form>
 void run_segments(ShmGroup& group, Form& shots, int64_t num_segments) {
   shots.stage(0);
-  group.announce();  // stands for staged(0)
+  group.announce();  // segment 0 is staged
   for (int64_t segment = 0; segment < num_segments; ++segment) {
-    if (segment + 1 < num_segments) {
-      shots.stage(segment + 1);
-      group.publish_step(staged(segment + 1));
-    }
-    if (segment == 0) {
-      group.wait_all_announced();
-    } else {
-      group.wait_all_steps(staged(segment));
-    }
+    if (segment + 1 < num_segments) shots.stage(segment + 1);
+    if (segment == 0) group.wait_all_announced();
     shots.reduce(segment);
-    group.publish_step(reduced(segment));
-    group.wait_all_steps(reduced(segment));
+    group.publish_step(step_of(segment));
+    group.wait_all_steps(step_of(segment));
     shots.collect(segment);
   }
 }
@@ -197,7 +191,7 @@ template <typename Form>
 int64_t run(ShmGroup& group, Form shots) {
   const int64_t num_segments = shots.num_segments();
   run_segments(group, shots, num_segments);
-  group.end(reduced(num_segments - 1));
+  group.end(step_of(num_segments - 1));
   return shots.bytes_sent();
 }
 

@@ -114,12 +114,13 @@ class HookState:
     def _init_runtime(self) -> None:
         self._names: dict[torch.Tensor, str] = {}
         self._model: weakref.ref[torch.nn.Module] | None = None
+        self._ddp_model: weakref.ref[torch.nn.Module] | None = None  # around it, if we were told
         self._group: dist.ProcessGroup | None = None
         self._plans: dict[tuple[str, ...], Plan] = {}
         self._counters = Counters()
         self._in_backward: list[Job] = []
         self._last: Job | None = None  # the bucket that the end of this backward pass reduces
-        self._watching = False  # a backward pass is running and will tell us when it ends
+        self._finishes_last = False  # it will; else the worker thread does
         self._failure: BaseException | None = None
         self._resources = Resources()
         self._closer = weakref.finalize(self, self._resources.close)
@@ -158,6 +159,7 @@ class HookState:
             process_group = getattr(model, "process_group", None)
         self._resources.worker.drain()
         self._model = weakref.ref(module)
+        self._ddp_model = None if module is model else weakref.ref(model)
         self._learn_names()
         self._connect(process_group, comm)
         if self._unpickled is not None:
@@ -277,7 +279,7 @@ class HookState:
         # A future that holds an exception must come from a callback: the C++ reducer cannot read
         # one that set_exception() put there.
         result: torch.futures.Future[torch.Tensor] = job.future.then(unwrap)
-        if bucket.is_last() and self._watching:
+        if bucket.is_last() and self._finishes_last:
             self._last = job
         else:
             self._resources.worker.submit(job)
@@ -328,17 +330,28 @@ class HookState:
         """
         self._in_backward = []
         self._last = None
+        self._finishes_last = self._may_finish_last()
         try:
             torch.autograd.Variable._execution_engine.queue_callback(self._end_backward)
         except RuntimeError:
-            self._watching = False
-        else:
-            self._watching = True
+            self._finishes_last = False
+
+    def _may_finish_last(self) -> bool:
+        """Whether nobody waits for the last bucket before the end of the backward pass.
+
+        DDP itself does in the first pass of a static graph, where it calls the hook after the pass
+        and not from a gradient; and a hook of the user's that calls ours may.
+        """
+        from ringcomm.ddp.entry import hook
+
+        ddp_model = None if self._ddp_model is None else self._ddp_model()
+        registered = getattr(ddp_model, "_comm_hooks", ())
+        in_gradient = torch._C._current_autograd_node() is not None
+        return in_gradient and any(h is hook and state is self for h, state in registered)
 
     def _end_backward(self) -> None:
         jobs, self._in_backward = self._in_backward, []
         last, self._last = self._last, None
-        self._watching = False
         started = time.perf_counter()
         if last is not None:
             self._resources.worker.run_here(last)

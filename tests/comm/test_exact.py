@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ringcomm import Communicator, reference
+from ringcomm.bootstrap import DEFAULT_BUFFER_KIB
 from ringcomm.errors import UsageError
 from tests.comm.oracle import (
     DTYPES,
@@ -96,7 +97,7 @@ def check_default_buffers(comm: Communicator) -> None:
         inputs = random_inputs("float32", 300_007, comm.world_size, 5)
         x = inputs[comm.rank].copy()
         comm.all_reduce(x, algo=algo)
-        expected = expected_all_reduce(inputs, "sum", "float32", algo, 256 * 1024)
+        expected = expected_all_reduce(inputs, "sum", "float32", algo, DEFAULT_BUFFER_KIB * 1024)
         assert_same_bits(x, expected, algo)
     inputs = random_inputs("uint8", 1_000_003, comm.world_size, 6)
     for root in range(comm.world_size):
@@ -191,7 +192,9 @@ def wake_up_times(comm: Communicator) -> list[float]:
     for _ in range(60):
         comm.barrier()
         if comm.rank == 1:
-            time.sleep(0.002 + 0.02 * dice.random())  # long enough for rank 0 to go to sleep in the kernel
+            time.sleep(
+                0.002 + 0.02 * dice.random()
+            )  # long enough for rank 0 to go to sleep in the kernel
             came[0] = time.monotonic()
         comm.broadcast(came, 1)
         times.append(time.monotonic() - came[0])

@@ -668,6 +668,23 @@ def other_hooks_may_wait_inside_callbacks(rank, world):
         state.close()
 
 
+def a_hook_around_ours_may_wait_at_once(rank, world):
+    """No deadlock, although the last bucket otherwise waits for the end of the backward pass."""
+    for transport in TRANSPORTS:
+        model = layers(bucket_cap_mb=0.02)
+        state = HookState(model, "int8", transport=transport)
+
+        def impatient(state, bucket):
+            future = hook(state, bucket)
+            future.wait()
+            return future
+
+        model.register_comm_hook(state, impatient)
+        train(model, adam(model), rank, range(3))
+        same_everywhere(*model.parameters())
+        state.close()
+
+
 def the_hook_does_not_block_the_backward_pass(rank, world):
     model = layers(bucket_cap_mb=0.02)
     state = HookState(model, "int8", transport="torch")
@@ -959,7 +976,7 @@ def a_state_that_is_let_go_stops_its_thread(rank, world):
 
     gc.collect()
     before = len(ours())
-    model = layers()
+    model = layers(bucket_cap_mb=0.02)  # several buckets: the last one needs no thread
     state = attach(model, "int8", transport="torch")
     train(model, adam(model), rank, range(2))
     assert len(ours()) == before + 1
