@@ -292,9 +292,11 @@ class GroupTransport:
         if self._closed:
             return
         self._closed = True
-        # Unless the whole of torch.distributed is gone already.
+        # Letting go of the group lets it join its threads now and not at the end of the interpreter.
+        # torch.distributed as a whole may be gone already.
+        group = self.__dict__.pop("_group")
         with contextlib.suppress(ValueError, AssertionError, RuntimeError):
-            dist.destroy_process_group(self._group)
+            dist.destroy_process_group(group)
 
     def _all_gather_single(self, output: torch.Tensor, x: torch.Tensor) -> None:
         # torch 2.13 renamed all_gather_into_tensor.
