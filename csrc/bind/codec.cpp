@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "bind/arguments.h"
 #include "bind/bind.h"
 #include "reduce/reduce.h"
 
@@ -15,17 +16,6 @@ namespace ringcomm::bind {
 namespace py = pybind11;
 namespace {
 
-template <typename T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-// An integer from Python as an enum, so that nothing behind this file sees a value out of range.
-template <typename Enum>
-Enum checked(int64_t value, int limit, const char* what) {
-  RC_CHECK(value >= 0 && value < limit, what, " must be in 0..", limit - 1, ", not ", value);
-  return static_cast<Enum>(value);
-}
 CodecId codec_of(int64_t id) { return checked<CodecId>(id, kNumCodecs, "codec id"); }
 DType dtype_of(int64_t id) { return checked<DType>(id, kNumDTypes, "dtype id"); }
 ReduceOp op_of(int64_t id) { return checked<ReduceOp>(id, kNumReduceOps, "reduce op id"); }
@@ -123,13 +113,6 @@ bool is_zero(uintptr_t address, int64_t num_bytes) {
     }
   });
   return zero;
-}
-
-template <typename Enum, typename Name>
-py::dict ids_by_name(int count, Name name) {
-  py::dict result;
-  for (int id = 0; id < count; ++id) result[name(static_cast<Enum>(id))] = id;
-  return result;
 }
 
 }  // namespace

@@ -6,23 +6,13 @@
 
 #include <optional>
 
+#include "bind/arguments.h"
 #include "bind/bind.h"
 #include "comm/communicator.h"
 
 namespace ringcomm::bind {
 namespace py = pybind11;
 namespace {
-
-template <typename T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-template <typename Enum>
-Enum checked(int value, int limit, const char* what) {
-  RC_CHECK(value >= 0 && value < limit, what, " id must be 0 to ", limit - 1, ", not ", value);
-  return static_cast<Enum>(value);
-}
 
 struct Request {
   Collective call;
@@ -32,22 +22,22 @@ struct Request {
 Request make_request(int op, uintptr_t input, uintptr_t output, int64_t count, int dtype, int reduce_op, int root,
                      int algo) {
   Request request;
-  request.call.op = checked<OpKind>(op, kNumOps, "operation");
-  request.call.dtype = checked<DType>(dtype, kNumDTypes, "dtype");
-  request.call.reduce_op = checked<ReduceOp>(reduce_op, kNumReduceOps, "reduce op");
+  request.call.op = checked<OpKind>(op, kNumOps, "operation id");
+  request.call.dtype = checked<DType>(dtype, kNumDTypes, "dtype id");
+  request.call.reduce_op = checked<ReduceOp>(reduce_op, kNumReduceOps, "reduce op id");
   request.call.input = pointer<const void>(input);
   request.call.output = pointer<void>(output);
   request.call.count = count;
   request.call.root = root;
-  if (algo >= 0) request.algo = checked<Algo>(algo, kNumAlgos, "algorithm");
+  if (algo >= 0) request.algo = checked<Algo>(algo, kNumAlgos, "algorithm id");
   return request;
 }
 
 CodecOptions make_codec(int up, int down, bool stochastic, uint64_t seed, uint64_t step, uintptr_t residual,
                         uintptr_t owner_residual) {
   CodecOptions codec;
-  codec.up = checked<CodecId>(up, kNumCodecs, "codec");
-  codec.down = checked<CodecId>(down, kNumCodecs, "codec");
+  codec.up = checked<CodecId>(up, kNumCodecs, "codec id");
+  codec.down = checked<CodecId>(down, kNumCodecs, "codec id");
   codec.rounding = stochastic ? Rounding::stochastic : Rounding::nearest_even;
   codec.seed = seed;
   codec.step = step;
@@ -91,13 +81,6 @@ py::object issue(Communicator& comm, const Request& request, const std::string& 
   return py::none();
 }
 
-template <typename Enum>
-py::dict names(int count, const char* (*name)(Enum)) {
-  py::dict table;
-  for (int value = 0; value < count; ++value) table[name(static_cast<Enum>(value))] = value;
-  return table;
-}
-
 // Every size and offset of shared memory, for the golden tests of the wire room.
 py::dict shared_layout(int world_size, int64_t buffer_bytes) {
   const StagingLayout staging = StagingLayout::make(buffer_bytes);
@@ -129,8 +112,8 @@ py::dict shared_layout(int world_size, int64_t buffer_bytes) {
 }  // namespace
 
 void bind_comm(py::module_& module) {
-  module.attr("OPS") = names<OpKind>(kNumOps, &op_name);
-  module.attr("ALGOS") = names<Algo>(kNumAlgos, &algo_name);
+  module.attr("OPS") = ids_by_name<OpKind>(kNumOps, op_name);
+  module.attr("ALGOS") = ids_by_name<Algo>(kNumAlgos, algo_name);
   module.attr("MAX_RANKS") = kMaxRanks;
   module.attr("SHARED_LAYOUT_VERSION") = kSharedLayoutVersion;
   module.def("control_bytes", &ShmGroup::control_bytes, py::arg("world_size"));
@@ -144,7 +127,7 @@ void bind_comm(py::module_& module) {
   module.def(
       "choose_algo",
       [](int op, int64_t num_bytes, int world_size, bool has_codec, int64_t inline_bytes) {
-        const OpKind kind = checked<OpKind>(op, kNumOps, "operation");
+        const OpKind kind = checked<OpKind>(op, kNumOps, "operation id");
         const Choice choice = choose_algo(kind, num_bytes, world_size, has_codec, inline_bytes);
         return py::make_tuple(algo_name(choice.algo), choice.reason,
                               exact_wire_bytes(kind, choice.algo, num_bytes, world_size));
@@ -191,7 +174,7 @@ void bind_comm(py::module_& module) {
              int root, int algo, const std::string& tag, bool async_op) {
             return issue(comm, make_request(op, input, output, count, dtype, reduce_op, root, algo), tag, async_op);
           },
-          py::arg("op"), py::arg("input"), py::arg("output"), py::arg("count"), py::arg("dtype"),
+          py::arg("op"), py::arg("input"), py::arg("output"), py::arg("count"), py::arg("dtype id"),
           py::arg("reduce_op") = 0, py::arg("root") = -1, py::arg("algo") = -1, py::arg("tag") = "",
           py::arg("async_op") = false)
       .def(
@@ -204,8 +187,8 @@ void bind_comm(py::module_& module) {
             request.call.codec = make_codec(up, down, stochastic, seed, step, residual, owner_residual);
             return issue(comm, request, tag, async_op);
           },
-          py::arg("input"), py::arg("output"), py::arg("count"), py::arg("dtype"), py::arg("reduce_op"), py::arg("up"),
-          py::arg("down"), py::arg("stochastic") = false, py::arg("seed") = 0, py::arg("step") = 0,
+          py::arg("input"), py::arg("output"), py::arg("count"), py::arg("dtype id"), py::arg("reduce_op"),
+          py::arg("up"), py::arg("down"), py::arg("stochastic") = false, py::arg("seed") = 0, py::arg("step") = 0,
           py::arg("residual") = 0, py::arg("owner_residual") = 0, py::arg("algo") = -1, py::arg("tag") = "",
           py::arg("async_op") = false)
       .def("stats",

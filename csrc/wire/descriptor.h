@@ -55,7 +55,7 @@ constexpr const char* algo_name(Algo algo) {
 //      3      1  algo
 //      4      1  codec_up       CodecId
 //      5      1  codec_down     CodecId
-//      6      2  codec_flags    bit 0: stochastic rounding; bit 1: owner residual; bits 8..15: format version
+//      6      2  codec_flags    bit 0: stochastic rounding; bit 1: owner residual
 //      8      4  root           (-1 where there is none)
 //     12      4  reserved       0
 //     16      8  count          elements per rank, as op defines it

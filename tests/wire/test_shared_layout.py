@@ -193,5 +193,5 @@ def test_nothing_outside_the_wire_room_computes_an_offset_of_shared_memory() -> 
 
 def test_ids_that_do_not_exist_are_a_usage_error() -> None:
     for op in (-1, 5, 99):
-        with pytest.raises(UsageError, match="operation id must be 0 to 4, not"):
+        with pytest.raises(UsageError, match="operation id must be in 0..4, not"):
             _core.choose_algo(op, 100, 2, False, 100)
