@@ -24,6 +24,16 @@ struct CodecOptions {
   float* owner_residual = nullptr;  // count values or null: of the sums; a rank touches only what it owns
 };
 
+// One rank's part of an array that is handed out or put together.
+struct SendPart {
+  const void* data = nullptr;
+  int64_t count = 0;  // elements
+};
+struct ReceivePart {
+  void* data = nullptr;
+  int64_t count = 0;
+};
+
 struct Collective {
   OpKind op = OpKind::barrier;
   Algo algo = Algo::one_shot;
@@ -31,10 +41,17 @@ struct Collective {
   ReduceOp reduce_op = ReduceOp::sum;
   // all_reduce, broadcast: elements of input and output. all_gather: elements of input (output has
   // world_size times as many). reduce_scatter: elements of output (input has world_size times as many).
+  // reduce: of input (and of output on the root). gather: of input. scatter: of output.
   int64_t count = 0;
   int root = -1;
   const void* input = nullptr;
   void* output = nullptr;  // may equal input for all_reduce and broadcast; no other overlap
+  // By rank; empty where an operation has none.
+  //   scatter (root), all_to_all, reduce_scatter of a list        what goes to each rank
+  //   gather (root), all_to_all, all_gather into a list           what comes from each rank
+  // reduce_scatter and all_gather without them use input and output as one array.
+  std::vector<SendPart> sends;
+  std::vector<ReceivePart> receives;
   CodecOptions codec;
 
   int64_t num_bytes() const { return count * static_cast<int64_t>(dtype_size(dtype)); }
