@@ -29,24 +29,19 @@ namespace {
 constexpr uint32_t step_of(int64_t segment) { return static_cast<uint32_t>(segment + 1); }
 
 template <typename Form>
-void run_segments(ShmGroup& group, StagingWriter& writer, Form& shots, int64_t num_segments) {
-  enum Step { kStage, kReduce, kCollect };
-  const auto run = [&](Step step, int64_t segment) {
-    writer.timed(step, segment, shots.segment_bytes(segment), [&] {
-      if (step == kStage) shots.stage(segment);
-      if (step == kReduce) shots.reduce(segment);
-      if (step == kCollect) shots.collect(segment);
-    });
+void run_segments(ShmGroup& group, Form& shots, int64_t num_segments) {
+  const auto timed = [&](void (Form::*step)(int64_t), int64_t segment) {
+    shots.writer().timed(segment, shots.segment_bytes(segment), [&] { (shots.*step)(segment); });
   };
-  run(kStage, 0);
+  timed(&Form::stage, 0);
   group.announce();  // segment 0 is staged
   for (int64_t segment = 0; segment < num_segments; ++segment) {
-    if (segment + 1 < num_segments) run(kStage, segment + 1);
+    if (segment + 1 < num_segments) timed(&Form::stage, segment + 1);
     if (segment == 0) group.wait_all_announced();
-    run(kReduce, segment);
+    timed(&Form::reduce, segment);
     group.publish_step(step_of(segment));
     group.wait_all_steps(step_of(segment));
-    run(kCollect, segment);
+    timed(&Form::collect, segment);
   }
 }
 
@@ -59,9 +54,9 @@ Segmentation encoded_segmentation(int64_t num_elems, int world_size, int64_t buf
 // What both forms share.
 class Shots {
  public:
-  Shots(ShmGroup& group, StagingWriter& writer, const Collective& call, const Segmentation& segmentation)
+  Shots(ShmGroup& group, const Collective& call, const Segmentation& segmentation)
       : group_(group),
-        writer_(writer),
+        writer_(group, call.op, call.codec.up != CodecId::none, call.num_bytes(), segmentation.num_segments()),
         call_(call),
         segmentation_(segmentation),
         elem_bytes_(static_cast<int64_t>(dtype_size(call.dtype))) {}
@@ -69,6 +64,7 @@ class Shots {
   int64_t num_segments() const { return segmentation_.num_segments(); }
   int64_t segment_bytes(int64_t segment) const { return segmentation_.count(segment) * elem_bytes_; }
   int64_t bytes_sent() const { return bytes_sent_; }
+  StagingWriter& writer() { return writer_; }
 
  protected:
   // What `rank` owns of a segment, relative to the segment.
@@ -78,7 +74,7 @@ class Shots {
   uint8_t* output(int64_t elem) const { return bytes_at(call_.output, elem * elem_bytes_); }
 
   ShmGroup& group_;
-  const StagingWriter& writer_;
+  StagingWriter writer_;
   const Collective& call_;
   const Segmentation segmentation_;
   const int64_t elem_bytes_;
@@ -87,8 +83,8 @@ class Shots {
 
 class ExactShots : public Shots {
  public:
-  ExactShots(ShmGroup& group, StagingWriter& writer, const Collective& call)
-      : Shots(group, writer, call,
+  ExactShots(ShmGroup& group, const Collective& call)
+      : Shots(group, call,
               Segmentation(call.count, group.world_size(),
                            group.buffer_bytes() / static_cast<int64_t>(dtype_size(call.dtype)),
                            static_cast<int64_t>(kCacheLine / dtype_size(call.dtype)))) {}
@@ -128,8 +124,8 @@ class ExactShots : public Shots {
 
 class EncodedShots : public Shots {
  public:
-  EncodedShots(ShmGroup& group, StagingWriter& writer, const Collective& call, Scratch& scratch)
-      : Shots(group, writer, call, encoded_segmentation(call.count, group.world_size(), group.buffer_bytes())),
+  EncodedShots(ShmGroup& group, const Collective& call, Scratch& scratch)
+      : Shots(group, call, encoded_segmentation(call.count, group.world_size(), group.buffer_bytes())),
         codec_(call.codec),
         chunk_wire_bytes_(static_cast<int64_t>(wire_bytes(codec_.up, segmentation_.max_chunk_elems()))),
         accumulator_(scratch.floats(segmentation_.max_chunk_elems())),
@@ -208,9 +204,9 @@ class EncodedShots : public Shots {
 };
 
 template <typename Form>
-int64_t run(ShmGroup& group, StagingWriter& writer, Form shots) {
+int64_t run(ShmGroup& group, Form shots) {
   const int64_t num_segments = shots.num_segments();
-  run_segments(group, writer, shots, num_segments);
+  run_segments(group, shots, num_segments);
   group.end(step_of(num_segments - 1));
   return shots.bytes_sent();
 }
@@ -218,9 +214,8 @@ int64_t run(ShmGroup& group, StagingWriter& writer, Form shots) {
 }  // namespace
 
 int64_t two_shot_all_reduce(ShmGroup& group, const Collective& call, Scratch& scratch) {
-  StagingWriter writer(group, call.op, call.num_bytes());
-  return call.codec.up == CodecId::none ? run(group, writer, ExactShots(group, writer, call))
-                                        : run(group, writer, EncodedShots(group, writer, call, scratch));
+  return call.codec.up == CodecId::none ? run(group, ExactShots(group, call))
+                                        : run(group, EncodedShots(group, call, scratch));
 }
 
 std::vector<Range> encoded_sums_of(int rank, int64_t num_elems, int world_size, int64_t buffer_bytes) {

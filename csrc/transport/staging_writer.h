@@ -1,12 +1,12 @@
 // How a rank writes the bytes that its peers will read: through the caches, or past them.
 //
 // Through the caches is fastest while both cores share a last-level cache. Between core complexes or
-// sockets a line that one core has just written is expensive for the other (measured on an EPYC: 64 MiB
+// sockets, writing a line again that the other core has read is expensive (measured on an EPYC: 64 MiB
 // all_reduce of two ranks 39 ms, against 7.8 ms with streaming stores; on one complex 8.3 ms against
 // 11.4 ms). Which of the two holds is not knowable from the outside: a scheduler or a hypervisor may move
-// ranks at any time. So it is measured: now and then a call alternates between both kinds from segment to
-// segment, every rank compares what it spent on either, and votes; a writer does what most of its readers
-// ask for. Bytes are the same either way, so ranks need not agree at the same moment.
+// ranks at any time. So it is measured: now and then a few segments are written the one way and the other,
+// every rank compares what it spent on either, and votes; a writer does what most of its readers ask for.
+// Bytes are the same either way, so ranks need not agree at the same moment.
 #pragma once
 
 #include <array>
@@ -19,47 +19,55 @@
 
 namespace ringcomm {
 
-// What a group has learned, by kind of call. Every rank sees the same calls, so probes happen together.
+// What a group has learned, by kind of call. Every rank sees the same calls, so all probe at once.
 class StoreTuner {
  public:
-  // Steps of an algorithm that are timed apart: each costs something else per byte.
-  static constexpr int kSteps = 3;
+  // Kinds of call: operation (with a codec: one more) x size class.
   static constexpr int kSizeClasses = 4;
-  static constexpr int kKinds = kNumOps * kSizeClasses;
+  static constexpr int kKinds = (kNumOps + 1) * kSizeClasses;
   static_assert(kKinds <= 64, "one bit each in RankLine::store_votes");
-  static int kind_of(OpKind op, int64_t num_bytes);
+  static int kind_of(OpKind op, bool encoded, int64_t num_bytes);
 
-  // Counts a call of this kind. True if it is a probe: calls come in pairs, of which the second starts
-  // with the other store, so that calls of one segment are compared too.
-  bool next_is_probe(int kind);
-  bool second_of_pair(int kind) const { return (state(kind).calls & 1u) == 0; }
-  // Of a probe: what a step of one segment took.
-  void record(int kind, bool streamed, int step, double ns_per_byte);
-  // After the second call of a probe. True if streaming is to be preferred from now on.
-  bool decide(int kind);
+  // A probe is kSlots segments, of one call or of several: runs of four with one store, then the other.
+  // The first two of a run still find their buffers as the other store left them and do not count.
+  static constexpr int64_t kSlots = 16;
+  static constexpr bool streams_in(int64_t slot) { return (slot & 4) != 0; }
+  static constexpr bool counts(int64_t slot) { return (slot & 2) != 0; }
+
+  // The slot of a call's first segment, kSlots if the call is not part of a probe.
+  int64_t first_slot(int kind) const { return kind_at(kind).slot; }
+  void record(int kind, int64_t slot, double ns_per_byte) { kind_at(kind).cost[slot] += ns_per_byte; }
+  // After a call of num_segments. True if it ended a probe.
+  bool advance(int kind, int64_t num_segments);
+  // Whether streaming stores won the last probe.
+  bool prefers_streaming(int kind) const { return kind_at(kind).streams; }
 
  private:
   struct Kind {
-    uint32_t calls = 0;
+    int64_t slot = kHaveStreamingStores ? 0 : kSlots;
+    int calls_since_probe = 0;
     bool streams = false;
-    double best[2][kSteps] = {};  // ns per byte, not streamed and streamed; 0: none. The minimum: whatever
-                                  // interrupts a step is not the store's fault
+    double cost[kSlots] = {};  // of all timed steps of one segment, ns per byte
   };
-  const Kind& state(int kind) const { return kinds_[static_cast<size_t>(kind)]; }
+  const Kind& kind_at(int kind) const { return kinds_[static_cast<size_t>(kind)]; }
+  Kind& kind_at(int kind) { return kinds_[static_cast<size_t>(kind)]; }
+  static void decide(Kind& kind);
   std::array<Kind, kKinds> kinds_{};
 };
 
 class ShmGroup;
 
-// The writes of one call into this rank's input and result buffers. num_bytes: the call's size, the same on
-// all ranks.
+// The writes of one call into this rank's input and result buffers. num_bytes (the call's size) and
+// num_segments are the same on all ranks.
 class StagingWriter {
  public:
-  StagingWriter(ShmGroup& group, OpKind op, int64_t num_bytes);
+  StagingWriter(ShmGroup& group, OpKind op, bool encoded, int64_t num_bytes, int64_t num_segments);
   ~StagingWriter();
   StagingWriter(const StagingWriter&) = delete;
 
-  bool streams(int64_t segment) const { return probes(segment) ? ((segment & 1) != 0) != first_streams_ : streams_; }
+  bool streams(int64_t segment) const {
+    return probes(segment) ? StoreTuner::streams_in(first_slot_ + segment) : streams_;
+  }
 
   // memcpy into a staging buffer. 0 bytes from null and to == from are allowed.
   void copy(int64_t segment, void* to, const void* from, int64_t num_bytes) const {
@@ -71,26 +79,25 @@ class StagingWriter {
     }
   }
 
-  // Runs `work`, which writes or reads num_bytes of staged bytes of the segment and never waits.
+  // Runs `work`, which writes or reads staged bytes of a segment of num_bytes and never waits.
   template <typename Work>
-  void timed(int step, int64_t segment, int64_t num_bytes, const Work& work) {
-    if (!probes(segment) || num_bytes == 0) return work();
+  void timed(int64_t segment, int64_t num_bytes, const Work& work) {
+    if (!probes(segment) || !StoreTuner::counts(first_slot_ + segment) || num_bytes == 0) return work();
     const auto start = std::chrono::steady_clock::now();
     work();
     const std::chrono::duration<double, std::nano> spent = std::chrono::steady_clock::now() - start;
-    tuner_.record(kind_, streams(segment), step, spent.count() / static_cast<double>(num_bytes));
+    tuner_.record(kind_, first_slot_ + segment, spent.count() / static_cast<double>(num_bytes));
   }
 
  private:
-  bool probes(int64_t segment) const { return probe_ && segment < kProbeSegments; }
+  bool probes(int64_t segment) const { return first_slot_ + segment < StoreTuner::kSlots; }
 
   ShmGroup& group_;
   StoreTuner& tuner_;
   const int kind_;
-  static constexpr int64_t kProbeSegments = 8;
-  bool probe_;
-  bool first_streams_;  // in a probe: of the even segments
-  bool streams_;        // of all others
+  const int64_t num_segments_;
+  const int64_t first_slot_;
+  const bool streams_;  // outside of probes
 };
 
 }  // namespace ringcomm
