@@ -81,6 +81,9 @@ def format_staging(staging_fd: int, buffer_bytes: int, first_seq: int = 0) -> No
 def choose_algo(
     op: int, num_bytes: int, world_size: int, has_codec: bool, inline_bytes: int
 ) -> tuple[str, str, int]: ...
+def exchange_layout(
+    send_counts: Sequence[int], elem_bytes: int, rank: int, inline_bytes: int, buffer_bytes: int
+) -> tuple[bool, list[tuple[int, list[tuple[int, int]]]]]: ...
 
 class Work:
     def done(self) -> bool: ...
@@ -120,7 +123,10 @@ class Communicator:
         algo: int = -1,
         tag: str = "",
         async_op: bool = False,
+        sends: Sequence[tuple[int, int]] | None = None,
+        receives: Sequence[tuple[int, int]] | None = None,
     ) -> Work | None: ...
+    def monitored_barrier(self, timeout_s: float, wait_all_ranks: bool, tag: str = "") -> None: ...
     def all_reduce_encoded(
         self,
         input: int,

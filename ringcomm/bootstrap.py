@@ -7,9 +7,11 @@ from datetime import timedelta
 from typing import Any
 
 from ringcomm import _core, env
-from ringcomm.comm import Communicator
+from ringcomm.arguments import group_name
+from ringcomm.arguments import seconds as in_seconds
+from ringcomm.comm import Communicator, connect
 from ringcomm.errors import UsageError
-from ringcomm.rendezvous import boot_id, rendezvous
+from ringcomm.rendezvous import boot_id
 from ringcomm.store import Store, TCPStore, shared_store
 
 __all__ = ["init"]
@@ -19,7 +21,6 @@ DEFAULT_BUFFER_KIB = 512
 
 _NUM_BUFFERS = 4
 _DEFAULT_PORT = 29433
-_MAX_NAME_BYTES = 64
 _first_seq = 0
 """Where the wrapping counters of new groups start. Tests let them wrap around early."""
 
@@ -61,7 +62,7 @@ def init(
         DeadlineError: a rank did not come. PeerLostError: one died during set-up.
         SystemResourceError: no shared memory or descriptors.
     """
-    seconds = _seconds(timeout)
+    seconds = in_seconds(env.get("RINGCOMM_TIMEOUT") if timeout is None else timeout)
     buffer_bytes = _buffer_bytes()
     simd = env.get("RINGCOMM_SIMD")
     if simd is not None:
@@ -87,15 +88,12 @@ def init(
         raise UsageError(f"world_size must be 1 to {_core.MAX_RANKS}, not {world_size}")
     if not 0 <= rank < world_size:
         raise UsageError(f"rank must be 0 to {world_size - 1}, not {rank}")
-    if len(name.encode()) > _MAX_NAME_BYTES:
-        raise UsageError(
-            f"name has {len(name.encode())} bytes, at most {_MAX_NAME_BYTES} are allowed"
-        )
+    group_name(name)
     if world_size == 1:
         store = None
     elif store is None:
         store = _default_store(rank, world_size, seconds)
-    with rendezvous(
+    comm = connect(
         store,
         rank,
         world_size,
@@ -104,15 +102,7 @@ def init(
         timeout=seconds,
         buffer_bytes=buffer_bytes,
         first_seq=_first_seq,
-    ) as endpoints:
-        comm = Communicator(
-            endpoints,
-            rank,
-            name=name,
-            timeout=seconds,
-            buffer_bytes=buffer_bytes,
-            first_seq=_first_seq,
-        )
+    )
     if store is not None and store in _group_stores:  # every rank has read it
         _group_stores.remove(store)
         store.close()
@@ -125,15 +115,6 @@ def init(
         seconds,
     )
     return comm
-
-
-def _seconds(timeout: float | timedelta | None) -> float:
-    if timeout is None:
-        timeout = env.get("RINGCOMM_TIMEOUT")
-    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else float(timeout)
-    if not 0 < seconds < 1e9:
-        raise UsageError(f"timeout must be a positive number of seconds, not {timeout}")
-    return seconds
 
 
 def _buffer_bytes() -> int:

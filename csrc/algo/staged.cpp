@@ -68,7 +68,7 @@ int64_t staged_all_gather(ShmGroup& group, const Collective& call) {
       group.wait_step(peer, step_of(segment));
       const uint8_t* source = peer == group.rank() ? bytes_at(call.input, offset) : group.result_buffer(peer, segment);
       writer.timed(segment, peer == group.rank() ? 0 : piece,
-                   [&] { copy_bytes(bytes_at(call.output, peer * num_bytes + offset), source, piece); });
+                   [&] { copy_bytes(call.part_from(peer) + offset, source, piece); });
     }
   }
   group.end(static_cast<uint32_t>(num_segments));
@@ -81,9 +81,7 @@ int64_t staged_reduce_scatter(ShmGroup& group, const Collective& call) {
   const int64_t piece_elems = std::max<int64_t>(
       1, round_down(group.buffer_bytes() / elem_bytes / world_size, static_cast<int64_t>(kCacheLine) / elem_bytes));
   const int64_t num_segments = ceil_div(call.count, piece_elems);
-  const auto source = [&](int owner, int64_t first) {
-    return bytes_at(call.input, (owner * call.count + first) * elem_bytes);
-  };
+  const auto source = [&](int owner, int64_t first) { return call.part_for(owner) + first * elem_bytes; };
   StagingWriter writer(group, call.op, false, call.num_bytes(), num_segments);
   group.announce();
   group.wait_all_announced();

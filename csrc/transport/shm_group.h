@@ -53,6 +53,16 @@ struct Interrupted {
 };
 constexpr std::chrono::milliseconds kInterruptCheck{100};
 
+// Ends the message of every error after which nobody can go on.
+constexpr const char* kCommunicatorLost = "The communicator is lost: close it and init() a new one.";
+
+// A collective that has a deadline of its own, and what the error says when it passes.
+struct Patience {
+  enum class Names { one, all, all_and_where };  // late ranks
+  double timeout_s = 0;                          // 0: the group's
+  Names names = Names::one;
+};
+
 class ShmGroup {
  public:
   // Bytes of the two kinds of segment that the group maps.
@@ -73,7 +83,7 @@ class ShmGroup {
   int64_t buffer_bytes() const { return layout_.half_bytes; }
 
   // Starts collective number seq() with this description. Throws the group's fault if there is one.
-  void begin(const Descriptor& descriptor);
+  void begin(const Descriptor& descriptor, const Patience& patience = {});
   // Publishes the description and all bytes written so far.
   void announce();
   // Blocks until `peer` has announced this collective; throws MismatchError if it announced another.
@@ -124,7 +134,9 @@ class ShmGroup {
   void throw_if_peer_left(int peer, const Flag& flag, uint32_t target);
   int furthest_behind(int peer) const;
   std::string where_is(int peer) const;
+  std::chrono::nanoseconds timeout() const;  // of the current collective
   [[noreturn]] void fail_deadline(int peer);
+  [[noreturn]] void fail_monitored(int peer);
   void on_peer_death(int peer);
   void wake_everyone();
 
@@ -145,6 +157,8 @@ class ShmGroup {
 
   StoreTuner store_tuner_;
   uint32_t seq_;                       // of the current or last collective; the first is first_seq + 1
+  Descriptor entering_;                // what begin() was called with last
+  Patience patience_;                  // ... and that
   uint32_t step_base_;                 // steps of all finished collectives
   Descriptor current_;                 // of collective seq_
   std::vector<uint32_t> checked_seq_;  // per peer: the last collective whose announcement was seen and compared
