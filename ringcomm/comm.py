@@ -32,10 +32,12 @@ from ringcomm.arrays import ArrayView, empty_like, view
 from ringcomm.codecs import Codec
 from ringcomm.codecs import codec as parse_codec
 from ringcomm.descriptors import Endpoints
-from ringcomm.errors import AbortedError, RingcommError, SystemResourceError, UsageError
+from ringcomm.errors import AbortedError, RingcommError, UsageError
+from ringcomm.meeting import store_among
 from ringcomm.plan import Plan, choose
 from ringcomm.rendezvous import rendezvous
-from ringcomm.store import Store, TCPStore
+from ringcomm.store import Store
+from ringcomm.symmetric import allocate
 
 __all__ = ["Communicator", "Work", "connect"]
 
@@ -553,26 +555,9 @@ class Communicator:
             for _, other in sorted((int(rows[r, 2]), r) for r in range(self.world_size))
             if rows[other, 0] and rows[other, 1] == group
         ]
-        # The first of each colour serves a store to the others; its port travels through this group.
-        server, port = None, 0
-        try:
-            if members[:1] == [self.rank] and len(members) > 1:
-                try:
-                    server = TCPStore(is_server=True, timeout=self.timeout)
-                    port = server.port
-                except RingcommError:
-                    port = -1
-            ports = self.all_gather(np.array([port]), tag="split ports")
+        with store_among(self, members, "split") as store:
             if group is None:
                 return None
-            port = int(ports[members[0], 0])
-            if port < 0:
-                raise SystemResourceError(
-                    f"split: rank {members[0]} of group '{self.name}' cannot open a socket on 127.0.0.1"
-                )
-            store: TCPStore | None = server
-            if store is None and len(members) > 1:
-                store = TCPStore(port=port, is_server=False, timeout=self.timeout)
             return connect(
                 store,
                 members.index(self.rank),
@@ -584,18 +569,47 @@ class Communicator:
                 first_seq=self._first_seq,
                 num_cores=max(1, self._num_cores * len(members) // self.world_size),
             )
-        finally:
-            if server is not None:
-                server.close()
+
+    # -- memory --
+
+    def empty(self, shape: int | Sequence[int], dtype: Any = "float32") -> Any:
+        """Makes an array in memory that all ranks map; collective.
+
+        all_reduce, reduce, broadcast, all_gather and reduce_scatter on such an array (or on a
+        contiguous part of it, also with different parts on different ranks) read and write it where
+        it is: each byte is read once and written once. Pass such arrays on all ranks or on none.
+
+        Args:
+            shape: The same on all ranks.
+            dtype: A torch dtype, for a torch tensor, or a NumPy dtype or name, for a NumPy array.
+
+        Returns:
+            The array, its values undefined. It may be dropped at any time, and outlives the
+            communicator.
+
+        Raises:
+            UsageError: an unknown dtype, or shapes that differ. SystemResourceError: no memory,
+                sockets or descriptors. Else as :meth:`all_reduce`.
+        """
+        return allocate(self, shape, dtype)
 
     # -- about --
 
     def explain(
-        self, num_bytes: int, op: str = "all_reduce", codec: str | Codec | None = None
+        self,
+        num_bytes: int,
+        op: str = "all_reduce",
+        codec: str | Codec | None = None,
+        *,
+        symmetric: bool = False,
     ) -> Plan:
-        """What a call on ``num_bytes`` bytes per rank would do, and why. Sends nothing."""
+        """What a call on ``num_bytes`` bytes per rank would do, and why. Sends nothing.
+
+        Args:
+            symmetric: The array is one of :meth:`empty`.
+        """
         compress = parse_codec("none" if codec is None else codec)
-        return choose(op, num_bytes, self.world_size, compress, self._core.inline_bytes)
+        return choose(op, num_bytes, self.world_size, compress, self._core.inline_bytes, symmetric)
 
     def owned(self, num_elems: int) -> list[tuple[int, int]]:
         """The parts of an array whose sums this rank encodes in an ``all_reduce`` with a codec.

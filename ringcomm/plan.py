@@ -17,7 +17,7 @@ class Plan:
         op: Name of the collective.
         num_bytes: Of the array, per rank.
         world_size: Ranks in the group.
-        algo: ``one_shot``, ``two_shot``, ``ring`` or ``staged``.
+        algo: ``one_shot``, ``two_shot``, ``ring``, ``staged`` or ``direct``.
         codec: Canonical codec string.
         wire_bytes: What one rank hands to its peers (the root, for broadcast), in bytes.
         reason: Why this algorithm.
@@ -38,7 +38,14 @@ class Plan:
         )
 
 
-def choose(op: str, num_bytes: int, world_size: int, codec: Codec, inline_bytes: int) -> Plan:
+def choose(
+    op: str,
+    num_bytes: int,
+    world_size: int,
+    codec: Codec,
+    inline_bytes: int,
+    symmetric: bool = False,
+) -> Plan:
     """The plan of a call; a pure function, so it is the same on every rank.
 
     Args:
@@ -46,6 +53,7 @@ def choose(op: str, num_bytes: int, world_size: int, codec: Codec, inline_bytes:
         num_bytes: Bytes of the caller's array on one rank (reduce_scatter: of its output).
         codec: Of an all_reduce; counts ``num_bytes / 4`` float32 values.
         inline_bytes: What fits beside a flag.
+        symmetric: The array is in symmetric memory.
 
     Raises:
         UsageError: an unknown operation, or a negative size.
@@ -57,7 +65,7 @@ def choose(op: str, num_bytes: int, world_size: int, codec: Codec, inline_bytes:
     if world_size == 1:
         return Plan(op, num_bytes, 1, "copy", "none", 0, "a single rank has nobody to talk to")
     algo, reason, wire_bytes = _core.choose_algo(
-        _core.OPS[op], num_bytes, world_size, not codec.exact, inline_bytes
+        _core.OPS[op], num_bytes, world_size, not codec.exact, symmetric, inline_bytes
     )
     if not codec.exact:
         num_elems = num_bytes // 4

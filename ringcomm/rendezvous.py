@@ -58,6 +58,7 @@ def rendezvous(
     timeout: float,
     buffer_bytes: int,
     first_seq: int = 0,
+    segment_fd: int | None = None,
 ) -> Endpoints:
     """Meets the other ranks; collective. Blocks until all have come, at most ``timeout`` seconds.
 
@@ -66,6 +67,7 @@ def rendezvous(
         prefix: keys of this group in the store; unique per group and per restart.
         name: of the group, for messages.
         buffer_bytes: size of one staging buffer, the same on all ranks.
+        segment_fd: what this rank shares instead of a staging segment, of ``buffer_bytes``; borrowed.
         first_seq: where the group's wrapping counters start, the same on all ranks; for tests.
 
     Raises:
@@ -76,11 +78,12 @@ def rendezvous(
     meeting = _Meeting(store, rank, world_size, prefix, name, timeout, buffer_bytes, first_seq)
     with contextlib.ExitStack() as cleanup:
         try:
-            staging_fd = _core.create_segment(
-                f"ringcomm-{name}-{rank}", _core.staging_bytes(buffer_bytes)
-            )
-            cleanup.callback(os.close, staging_fd)
-            _core.format_staging(staging_fd, buffer_bytes, first_seq)
+            if segment_fd is None:
+                segment_fd = _core.create_segment(
+                    f"ringcomm-{name}-{rank}", _core.staging_bytes(buffer_bytes)
+                )
+                cleanup.callback(os.close, segment_fd)
+                _core.format_staging(segment_fd, buffer_bytes, first_seq)
         except errors.RingcommError as problem:
             # The others must not wait for a rank that cannot come.
             error = type(problem)(f"rank {rank}: {problem}")
@@ -95,8 +98,8 @@ def rendezvous(
             cleanup.callback(os.close, pidfd)
         meeting.say_hello()
         if rank == 0:
-            return _Host(meeting).run(staging_fd, pidfd)
-        return _Guest(meeting).run(staging_fd, pidfd)
+            return _Host(meeting).run(segment_fd, pidfd)
+        return _Guest(meeting).run(segment_fd, pidfd)
 
 
 class _Meeting:

@@ -4,11 +4,13 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "base/dtype.h"
 #include "codec/codec.h"
 #include "transport/shm_group.h"
+#include "transport/symmetric.h"
 #include "wire/descriptor.h"
 
 namespace ringcomm {
@@ -56,6 +58,8 @@ struct Collective {
   std::vector<SendPart> sends;
   std::vector<ReceivePart> receives;
   CodecOptions codec;
+  // The symmetric memory that input is in, if peers are to read it there (direct).
+  std::shared_ptr<const SymmetricRegion> region;
   // monitored_barrier: its own deadline (0: the communicator's), and whether an error says of every late
   // rank where it is.
   double timeout_s = 0;
@@ -102,6 +106,7 @@ int64_t staged_broadcast(ShmGroup& group, const Collective& call);
 int64_t staged_all_gather(ShmGroup& group, const Collective& call);
 int64_t staged_reduce_scatter(ShmGroup& group, const Collective& call);
 int64_t exchange(ShmGroup& group, const Collective& call);
+int64_t direct(ShmGroup& group, const Collective& call);
 
 inline const uint8_t* bytes_at(const void* base, int64_t byte_offset) {
   return static_cast<const uint8_t*>(base) + byte_offset;

@@ -157,13 +157,14 @@ void bind_comm(py::module_& module) {
              py::arg("first_seq") = 0);
   module.def(
       "choose_algo",
-      [](int op, int64_t num_bytes, int world_size, bool has_codec, int64_t inline_bytes) {
+      [](int op, int64_t num_bytes, int world_size, bool has_codec, bool symmetric, int64_t inline_bytes) {
         const OpKind kind = checked<OpKind>(op, kNumOps, "operation id");
-        const Choice choice = choose_algo(kind, num_bytes, world_size, has_codec, inline_bytes);
+        const Choice choice = choose_algo(kind, num_bytes, world_size, has_codec, symmetric, inline_bytes);
         return py::make_tuple(algo_name(choice.algo), choice.reason,
                               exact_wire_bytes(kind, choice.algo, num_bytes, world_size));
       },
-      py::arg("op"), py::arg("num_bytes"), py::arg("world_size"), py::arg("has_codec"), py::arg("inline_bytes"));
+      py::arg("op"), py::arg("num_bytes"), py::arg("world_size"), py::arg("has_codec"), py::arg("symmetric"),
+      py::arg("inline_bytes"));
 
   py::class_<Work, std::shared_ptr<Work>>(module, "Work")
       .def("done", &Work::done)
@@ -176,6 +177,11 @@ void bind_comm(py::module_& module) {
 
   module.def("exchange_layout", &exchange_layout, py::arg("send_counts"), py::arg("elem_bytes"), py::arg("rank"),
              py::arg("inline_bytes"), py::arg("buffer_bytes"));
+
+  // A buffer of bytes: what is made of it keeps the memory mapped.
+  py::class_<SymmetricRegion, std::shared_ptr<SymmetricRegion>>(module, "SymmetricRegion", py::buffer_protocol())
+      .def_property_readonly("id", &SymmetricRegion::id)
+      .def_buffer([](SymmetricRegion& region) { return py::buffer_info(region.own(), region.num_bytes()); });
 
   py::class_<Communicator, std::unique_ptr<Communicator, DeleteWithoutGil>>(module, "Communicator")
       .def(py::init([](int rank, int world_size, std::string name, double timeout_s, int64_t buffer_bytes,
@@ -261,6 +267,7 @@ void bind_comm(py::module_& module) {
             return ranges;
           },
           py::arg("num_elems"))
+      .def("map_symmetric", &Communicator::map_symmetric, py::arg("num_bytes"), py::arg("fds"))
       .def("reset_stats", &Communicator::reset_stats)
       .def("abort", &Communicator::abort, py::arg("reason"))
       .def("close", [](Communicator& comm) { without_gil([&] { comm.close(); }); });

@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <chrono>
 #include <utility>
 
@@ -106,18 +107,22 @@ Descriptor Communicator::prepare(Collective& call, const Algo* algo, const std::
   check_call(call, rank_, world_size_);
   const bool has_codec = call.codec.up != CodecId::none;
   RC_CHECK(tag.size() <= kTagBytes, "a tag has at most ", kTagBytes, " bytes, '", tag, "' has ", tag.size());
+  if (num_regions_.load(std::memory_order_relaxed) > 0) call.region = region_of(call);
+  const bool symmetric = call.region != nullptr;
   if (algo != nullptr) {
-    check_algo(*algo, call.op, call.num_bytes(), world_size_, has_codec, inline_bytes_);
+    check_algo(*algo, call.op, call.num_bytes(), world_size_, has_codec, symmetric, inline_bytes_);
     call.algo = *algo;
   } else {
-    call.algo = choose_algo(call.op, call.num_bytes(), world_size_, has_codec, inline_bytes_).algo;
+    call.algo = choose_algo(call.op, call.num_bytes(), world_size_, has_codec, symmetric, inline_bytes_).algo;
   }
+  if (call.algo != Algo::direct) call.region.reset();
 
   Descriptor descriptor;
   descriptor.op = call.op;
   descriptor.dtype = call.dtype;
   descriptor.reduce_op = call.reduce_op;
   descriptor.root = call.root;
+  descriptor.region = call.region ? call.region->id() : 0;
   if (!is_exchange(call.op)) {
     descriptor.algo = call.algo;
     descriptor.count = call.count;
@@ -259,12 +264,41 @@ int64_t Communicator::dispatch(const Collective& call) {
       return two_shot(*group_, call, scratch_);
     case Algo::ring:
       return ring_all_reduce(*group_, call);
+    case Algo::direct:
+      return direct(*group_, call);
     case Algo::staged:
       if (call.op == OpKind::broadcast) return staged_broadcast(*group_, call);
       if (call.op == OpKind::all_gather) return staged_all_gather(*group_, call);
       return staged_reduce_scatter(*group_, call);
   }
   return 0;
+}
+
+std::shared_ptr<SymmetricRegion> Communicator::map_symmetric(int64_t num_bytes, const std::vector<int>& fds) {
+  check_usable();
+  RC_CHECK(fds.size() == static_cast<size_t>(world_size_), "need one segment per rank");
+  const auto is_gone = [](const std::weak_ptr<const SymmetricRegion>& region) { return region.expired(); };
+  std::lock_guard<std::mutex> lock(regions_mutex_);
+  const auto region = std::make_shared<SymmetricRegion>(num_regions_ + 1, rank_, num_bytes, fds);
+  regions_.erase(std::remove_if(regions_.begin(), regions_.end(), is_gone), regions_.end());
+  regions_.push_back(region);
+  ++num_regions_;
+  return region;
+}
+
+// The region that the call's input is in, if the call may be run there.
+std::shared_ptr<const SymmetricRegion> Communicator::region_of(const Collective& call) const {
+  if (!call.sends.empty()) return nullptr;  // reduce_scatter of a list
+  const bool in_place = call.op == OpKind::all_reduce || call.op == OpKind::broadcast;
+  if (in_place && call.input != call.output) return nullptr;
+  const int64_t num_bytes = call.num_bytes() * (call.op == OpKind::reduce_scatter ? world_size_ : 1);
+  if (call.op == OpKind::reduce && rank_ == call.root && call.input != call.output) return nullptr;
+  std::lock_guard<std::mutex> lock(regions_mutex_);
+  for (const auto& weak : regions_) {
+    std::shared_ptr<const SymmetricRegion> region = weak.lock();
+    if (region && region->offset_of(call.input, num_bytes) >= 0) return region;
+  }
+  return nullptr;
 }
 
 std::array<OpStats, kNumOps> Communicator::stats() const {

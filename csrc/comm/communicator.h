@@ -65,6 +65,10 @@ class Communicator {
   // The arrays must stay alive until the work is done.
   std::shared_ptr<Work> submit(Collective call, const Algo* algo, const std::string& tag);
 
+  // Maps symmetric memory, of which every rank has a segment of num_bytes; the same calls in the same order
+  // on all ranks. Arrays inside it take the direct path as long as the region lives.
+  std::shared_ptr<SymmetricRegion> map_symmetric(int64_t num_bytes, const std::vector<int>& fds);
+
   std::array<OpStats, kNumOps> stats() const;
   void reset_stats();
 
@@ -91,6 +95,7 @@ class Communicator {
   Descriptor prepare(Collective& call, const Algo* algo, const std::string& tag) const;
   OpStats execute(const Collective& call, const Descriptor& descriptor);
   int64_t dispatch(const Collective& call);
+  std::shared_ptr<const SymmetricRegion> region_of(const Collective& call) const;
   void finish_turn(OpKind op, const OpStats& stats);
   void progress();
 
@@ -102,6 +107,10 @@ class Communicator {
   const int64_t buffer_bytes_;
   const std::function<void()> check_interrupt_;
   Scratch scratch_;
+
+  mutable std::mutex regions_mutex_;
+  std::vector<std::weak_ptr<const SymmetricRegion>> regions_;
+  std::atomic<uint32_t> num_regions_{0};  // ever mapped
 
   mutable std::mutex mutex_;  // guards what follows; never held while a collective runs
   std::condition_variable changed_;

@@ -25,15 +25,20 @@ constexpr Rule kRules[] = {
     {OpKind::all_reduce, 4, 16 * kKiB, Algo::one_shot, "small: one flag hop, data beside the flag"},
     {OpKind::all_reduce, 8, 8 * kKiB, Algo::one_shot, "small: one flag hop, data beside the flag"},
     {OpKind::all_reduce, kMaxRanks, 2 * kKiB, Algo::one_shot, "small: one flag hop, data beside the flag"},
+    {OpKind::all_reduce, kMaxRanks, kAny, Algo::direct, "symmetric memory: peers use it where it is"},
     {OpKind::all_reduce, kMaxRanks, kAny, Algo::two_shot, "large: each rank sums one chunk, least bytes moved"},
     {OpKind::broadcast, kMaxRanks, 32 * kKiB, Algo::one_shot, "small: data beside the flag"},
+    {OpKind::broadcast, kMaxRanks, kAny, Algo::direct, "symmetric memory: peers use it where it is"},
     {OpKind::broadcast, kMaxRanks, kAny, Algo::staged, "large: pipelined through two staging buffers"},
     {OpKind::all_gather, kMaxRanks, 32 * kKiB, Algo::one_shot, "small: data beside the flag"},
+    {OpKind::all_gather, kMaxRanks, kAny, Algo::direct, "symmetric memory: peers use it where it is"},
     {OpKind::all_gather, kMaxRanks, kAny, Algo::staged, "large: pipelined through two staging buffers"},
     {OpKind::reduce_scatter, kMaxRanks, 32 * kKiB, Algo::one_shot, "small: data beside the flag"},
+    {OpKind::reduce_scatter, kMaxRanks, kAny, Algo::direct, "symmetric memory: peers use it where it is"},
     {OpKind::reduce_scatter, kMaxRanks, kAny, Algo::staged, "large: pipelined through two staging buffers"},
     {OpKind::reduce, 4, 32 * kKiB, Algo::one_shot, "small: one flag hop, data beside the flag"},
     {OpKind::reduce, kMaxRanks, 8 * kKiB, Algo::one_shot, "small: one flag hop, data beside the flag"},
+    {OpKind::reduce, kMaxRanks, kAny, Algo::direct, "symmetric memory: peers use it where it is"},
     {OpKind::reduce, kMaxRanks, kAny, Algo::two_shot, "large: each rank sums one chunk, the root collects"},
     {OpKind::gather, kMaxRanks, kAny, Algo::one_shot, "small: data beside the flag"},
     {OpKind::gather, kMaxRanks, kAny, Algo::staged, "large: pipelined through two staging buffers"},
@@ -58,17 +63,19 @@ int64_t inline_payload_bytes(OpKind op, int64_t num_bytes, int world_size) {
 
 }  // namespace
 
-Choice choose_algo(OpKind op, int64_t num_bytes, int world_size, bool has_codec, int64_t inline_bytes) {
+Choice choose_algo(OpKind op, int64_t num_bytes, int world_size, bool has_codec, bool symmetric, int64_t inline_bytes) {
   if (has_codec) return {Algo::two_shot, "codec: two quantizations whatever the world size"};
   for (const Rule& rule : kRules) {
     if (rule.op != op || world_size > rule.max_world_size || num_bytes > rule.max_bytes) continue;
+    if (rule.algo == Algo::direct && !symmetric) continue;
     if (rule.algo == Algo::one_shot && inline_payload_bytes(op, num_bytes, world_size) > inline_bytes) continue;
     return {rule.algo, rule.reason};
   }
   RC_FAIL(usage, "no algorithm for ", op_name(op));
 }
 
-void check_algo(Algo algo, OpKind op, int64_t num_bytes, int world_size, bool has_codec, int64_t inline_bytes) {
+void check_algo(Algo algo, OpKind op, int64_t num_bytes, int world_size, bool has_codec, bool symmetric,
+                int64_t inline_bytes) {
   const bool fits = inline_payload_bytes(op, num_bytes, world_size) <= inline_bytes;
   RC_CHECK(!is_exchange(op), op_name(op), " takes no algo: every rank decides by the size of what it sends");
   bool known = false;
@@ -86,6 +93,11 @@ void check_algo(Algo algo, OpKind op, int64_t num_bytes, int world_size, bool ha
       break;
     case Algo::staged:
       known = op == OpKind::broadcast || op == OpKind::all_gather || op == OpKind::reduce_scatter;
+      break;
+    case Algo::direct:
+      known = op == OpKind::all_reduce || op == OpKind::reduce || op == OpKind::broadcast || op == OpKind::all_gather ||
+              op == OpKind::reduce_scatter;
+      RC_CHECK(!known || symmetric, "algo='direct' takes arrays in symmetric memory, made with comm.empty()");
       break;
   }
   RC_CHECK(known, "algo='", algo_name(algo), "' does not do ", op_name(op));

@@ -142,8 +142,9 @@ void ShmGroup::begin(const Descriptor& descriptor, const Patience& patience) {
   ++seq_;
 }
 
-void ShmGroup::announce() {
+void ShmGroup::announce(int64_t offset) {
   SlotHeader& mine = slot(rank_, seq_);
+  mine.offset = offset;
   mine.descriptor = current_;
   set_flag(mine.seq, seq_);
 }

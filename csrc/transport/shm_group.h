@@ -84,8 +84,10 @@ class ShmGroup {
 
   // Starts collective number seq() with this description. Throws the group's fault if there is one.
   void begin(const Descriptor& descriptor, const Patience& patience = {});
-  // Publishes the description and all bytes written so far.
-  void announce();
+  // Publishes the description, all bytes written so far, and where this rank's array lies in symmetric memory.
+  void announce(int64_t offset = 0);
+  // What `peer` announced; after the wait for it.
+  int64_t announced_offset(int peer) const { return slot(peer, seq_).offset; }
   // Blocks until `peer` has announced this collective; throws MismatchError if it announced another.
   void wait_announced(int peer);
   void wait_all_announced();

@@ -12,6 +12,7 @@ std::string describe(const Descriptor& d, uint32_t seq) {
     if (reduces(d.op)) text += concat(", ", reduce_op_name(d.reduce_op));
     if (d.root >= 0) text += concat(", root ", d.root);
     if (!is_exchange(d.op)) text += concat(", ", algo_name(d.algo));
+    if (d.region != 0) text += concat(" in symmetric array ", d.region);
     if (d.codec_up != 0 || d.codec_down != 0) {
       text += concat(", codec ids ", int{d.codec_up}, "/", int{d.codec_down});
       if ((d.codec_flags & 1) != 0) text += " stochastic";

@@ -39,8 +39,8 @@ constexpr bool reduces(OpKind op) {
   return op == OpKind::all_reduce || op == OpKind::reduce_scatter || op == OpKind::reduce;
 }
 
-enum class Algo : uint8_t { one_shot = 0, two_shot = 1, ring = 2, staged = 3 };
-constexpr int kNumAlgos = 4;
+enum class Algo : uint8_t { one_shot = 0, two_shot = 1, ring = 2, staged = 3, direct = 4 };
+constexpr int kNumAlgos = 5;
 
 constexpr const char* op_name(OpKind op) {
   switch (op) {
@@ -78,6 +78,8 @@ constexpr const char* algo_name(Algo algo) {
       return "ring";
     case Algo::staged:
       return "staged";
+    case Algo::direct:
+      return "direct";
   }
   return "?";
 }
@@ -91,7 +93,7 @@ constexpr const char* algo_name(Algo algo) {
 //      5      1  codec_down     CodecId
 //      6      2  codec_flags    bit 0: stochastic rounding; bit 1: owner residual
 //      8      4  root           (-1 where there is none)
-//     12      4  reserved       0
+//     12      4  region         of symmetric memory, as they were allocated, from 1; 0 without one
 //     16      8  count          elements per rank, as op defines it (0 in an exchange)
 //     24     24  tag            the caller's label, zero padded
 constexpr int kTagBytes = 24;
@@ -104,7 +106,7 @@ struct Descriptor {
   uint8_t codec_down = 0;
   uint16_t codec_flags = 0;
   int32_t root = -1;
-  uint32_t reserved = 0;
+  uint32_t region = 0;
   int64_t count = 0;
   char tag[kTagBytes] = {};
 

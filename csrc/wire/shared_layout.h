@@ -77,8 +77,8 @@ static_assert(offsetof(ControlPage, fault) == 64 && offsetof(ControlPage, ranks)
 // Announces one collective. The payload of small collectives follows the header directly, so that
 // flag, descriptor and data arrive together.
 struct alignas(kCacheLine) SlotHeader {
-  Flag seq;  // number of the collective that this slot describes
-  uint64_t reserved;
+  Flag seq;        // number of the collective that this slot describes
+  int64_t offset;  // of the array in this rank's segment of the descriptor's region
   Descriptor descriptor;
 };
 static_assert(sizeof(SlotHeader) == kCacheLine, "wire layout");

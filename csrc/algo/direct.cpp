@@ -1,0 +1,118 @@
+// direct: arrays in symmetric memory are read and written where they are.
+//
+// Steps       announce (with the array's place in the own segment), wait for the announcements, then
+//             all_reduce, reduce   sum the own chunk over all arrays in rank order, tile by tile, into
+//                                  everybody's array (reduce: into the root's)
+//             broadcast            copy the root's array
+//             all_gather           copy every rank's array
+//             reduce_scatter       sum the own part over all arrays in rank order
+//             publish, wait for all
+// Wire bytes  all_reduce: 2 (n-1)/n x array, the least that moves at all; the others what they hand over
+// Scratch     none
+// Ordering    announce releases the inputs, the one step releases "I have read what I need and written what
+//             is mine". Nobody returns before all have published: then no peer touches its array any more.
+// Best for    everything that is too large for one_shot
+//
+// Equal bits: one owner sums each element in rank order and writes its sum to everyone.
+#include <array>
+
+#include "algo/collective.h"
+#include "reduce/reduce.h"
+
+namespace ringcomm {
+namespace {
+
+constexpr int64_t kTileBytes = 16 * 1024;  // stays in the first-level cache while it is copied to n arrays
+
+// The peers' arrays, once all have announced.
+class SymmetricArrays {
+ public:
+  SymmetricArrays(ShmGroup& group, const Collective& call) : group_(group), region_(*call.region) {}
+  uint8_t* of(int rank) const { return region_.segment(rank) + group_.announced_offset(rank); }
+
+ private:
+  ShmGroup& group_;
+  const SymmetricRegion& region_;
+};
+
+void reduce_into(ShmGroup& group, const Collective& call, const SymmetricArrays& arrays) {
+  const int world_size = group.world_size();
+  const int64_t elem_bytes = static_cast<int64_t>(dtype_size(call.dtype));
+  const int64_t tile_elems = kTileBytes / elem_bytes;
+  const Range chunk = chunk_of(call.count, world_size, group.rank(), static_cast<int64_t>(kCacheLine) / elem_bytes);
+  const bool to_root = call.op == OpKind::reduce;
+  for (int64_t first = chunk.begin; first < chunk.end; first += tile_elems) {
+    const int64_t offset = first * elem_bytes;
+    std::array<const void*, kMaxRanks> inputs;
+    for (int peer = 0; peer < world_size; ++peer) inputs[static_cast<size_t>(peer)] = arrays.of(peer) + offset;
+    // The first copy comes with the sum.
+    const int home = to_root ? call.root : group.rank();
+    const int next = to_root ? home : (home + 1) % world_size;
+    ReduceArgs args;
+    args.inputs = inputs.data();
+    args.num_inputs = world_size;
+    args.num_elems = std::min(tile_elems, chunk.end - first);
+    args.output = arrays.of(home) + offset;
+    args.second_output = next == home ? nullptr : arrays.of(next) + offset;
+    cpu::reduce(call.dtype, call.reduce_op, args);
+    for (int hop = 2; hop < world_size && !to_root; ++hop) {
+      copy_bytes(arrays.of((home + hop) % world_size) + offset, args.output, args.num_elems * elem_bytes);
+    }
+  }
+}
+
+void reduce_own_part(ShmGroup& group, const Collective& call, const SymmetricArrays& arrays) {
+  std::array<const void*, kMaxRanks> inputs;
+  for (int peer = 0; peer < group.world_size(); ++peer) {
+    inputs[static_cast<size_t>(peer)] = arrays.of(peer) + group.rank() * call.num_bytes();
+  }
+  ReduceArgs args;
+  args.inputs = inputs.data();
+  args.num_inputs = group.world_size();
+  args.num_elems = call.count;
+  args.output = call.output;
+  cpu::reduce(call.dtype, call.reduce_op, args);
+}
+
+}  // namespace
+
+int64_t direct(ShmGroup& group, const Collective& call) {
+  const int world_size = group.world_size();
+  const int64_t others = world_size - 1;
+  const SymmetricArrays arrays(group, call);
+  int64_t bytes_sent = call.num_bytes() * others;
+  group.announce(call.region->offset_of(call.input, 0));
+  if (call.op == OpKind::broadcast && group.rank() != call.root) {
+    group.wait_announced(call.root);
+  } else {
+    group.wait_all_announced();
+  }
+  switch (call.op) {
+    case OpKind::all_reduce:
+      reduce_into(group, call, arrays);
+      bytes_sent = ceil_div(2 * others * call.num_bytes(), world_size);
+      break;
+    case OpKind::reduce:
+      reduce_into(group, call, arrays);
+      bytes_sent = call.num_bytes();
+      break;
+    case OpKind::broadcast:
+      copy_bytes(call.output, arrays.of(call.root), call.num_bytes());
+      if (group.rank() != call.root) bytes_sent = 0;
+      break;
+    case OpKind::all_gather:
+      for (int hop = 0; hop < world_size; ++hop) {
+        const int peer = (group.rank() + hop) % world_size;
+        copy_bytes(call.part_from(peer), arrays.of(peer), call.num_bytes());
+      }
+      break;
+    default:  // reduce_scatter; check_algo() lets nothing else through
+      reduce_own_part(group, call, arrays);
+  }
+  group.publish_step(1);
+  group.wait_all_steps(1);
+  group.end(1);
+  return bytes_sent;
+}
+
+}  // namespace ringcomm

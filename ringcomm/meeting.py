@@ -1,0 +1,59 @@
+"""A store among ranks that share a communicator already."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from ringcomm.errors import RingcommError, SystemResourceError
+from ringcomm.store import TCPStore
+
+__all__ = ["store_among"]
+
+
+@contextmanager
+def store_among(comm: Any, members: list[int], what: str) -> Iterator[TCPStore | None]:
+    """A store that the first of ``members`` serves to the others; collective over ``comm``.
+
+    Args:
+        comm: The communicator through which the address travels.
+        members: Ranks of it that meet, this one's among them (or none at all, to take part in the
+            call only). Disjoint sets may meet at once.
+        what: For errors and tags, at most 17 bytes.
+
+    Yields:
+        The store; None for less than two members. It ends with the context, which nobody may leave
+        before all members have met.
+
+    Raises:
+        SystemResourceError: the first member cannot open a socket. Else as any collective.
+    """
+    server, port = None, 0
+    try:
+        if members[:1] == [comm.rank] and len(members) > 1:
+            try:
+                server = TCPStore(is_server=True, timeout=comm.timeout)
+                port = server.port
+            except RingcommError:
+                port = -1
+        ports = comm.all_gather(np.array([port]), tag=f"{what} ports")
+        if len(members) < 2:
+            yield None
+            return
+        port = int(ports[members[0], 0])
+        if port < 0:
+            raise SystemResourceError(
+                f"{what}: rank {members[0]} of group '{comm.name}' cannot open a socket on 127.0.0.1"
+            )
+        if server is not None:
+            yield server
+            return
+        client = TCPStore(port=port, is_server=False, timeout=comm.timeout)
+        try:
+            yield client
+        finally:
+            client.close()
+    finally:
+        if server is not None:
+            server.close()

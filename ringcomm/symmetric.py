@@ -1,0 +1,74 @@
+"""Arrays that all ranks of a communicator map: collectives read and write them where they are."""
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ringcomm import _core
+from ringcomm.arrays import dtype_named
+from ringcomm.errors import SystemResourceError, UsageError
+from ringcomm.meeting import store_among
+from ringcomm.rendezvous import rendezvous
+
+__all__ = ["allocate"]
+
+
+def allocate(comm: Any, shape: int | Sequence[int], dtype: Any) -> Any:
+    """See :meth:`ringcomm.comm.Communicator.empty`."""
+    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    if any(not isinstance(size, int) or size < 0 for size in sizes):
+        raise UsageError(f"shape: {shape!r}, expected whole numbers >= 0")
+    described = dtype_named(dtype)
+    num_bytes = math.prod(sizes) * described.itemsize
+    fd, problem = -1, None
+    try:
+        if num_bytes > 0:
+            fd = _core.create_segment(f"ringcomm-{comm.name}-array", num_bytes)
+    except SystemResourceError as error:
+        problem = error
+    try:
+        wanted = comm.all_gather(np.array([num_bytes, problem is not None]), tag="empty")
+        _agree(comm, wanted, problem)
+        region = _map(comm, fd, num_bytes) if num_bytes > 0 else bytearray()
+    finally:
+        if fd >= 0:
+            os.close(fd)
+    return described.from_buffer(region).reshape(sizes)
+
+
+def _agree(comm: Any, wanted: Any, problem: SystemResourceError | None) -> None:
+    """Raises on every rank what keeps one of them from having its segment."""
+    if problem is not None:
+        raise SystemResourceError(f"rank {comm.rank}: {problem}") from problem
+    for rank, (num_bytes, failed) in enumerate(wanted.tolist()):
+        if failed:
+            error = SystemResourceError(
+                f"empty: rank {rank} of group '{comm.name}' could not allocate {num_bytes} bytes of shared memory"
+            )
+            error.rank = rank
+            raise error
+        if num_bytes != wanted[0, 0]:
+            raise UsageError(
+                f"empty: rank 0 of group '{comm.name}' asks for {wanted[0, 0]} bytes, rank {rank} for {num_bytes}; "
+                "every rank must ask for the same shape and dtype"
+            )
+
+
+def _map(comm: Any, fd: int, num_bytes: int) -> Any:
+    with (
+        store_among(comm, list(range(comm.world_size)), "empty") as store,
+        rendezvous(
+            store,
+            comm.rank,
+            comm.world_size,
+            prefix="empty",
+            name=comm.name,
+            timeout=comm.timeout,
+            buffer_bytes=num_bytes,
+            segment_fd=fd,
+        ) as endpoints,
+    ):
+        return comm._core.map_symmetric(num_bytes, endpoints.staging_fds)
