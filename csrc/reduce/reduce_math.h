@@ -8,25 +8,30 @@
 
 namespace ringcomm {
 
-// Integers wrap around, which only unsigned types may.
+template <typename T>
+struct Complex {
+  T real;
+  T imag;
+};
+
+// Integers wrap around, which only unsigned types may, and only from 32 bits on: narrower ones are promoted to int.
+template <typename T>
+RC_HD T wrapping_add(T a, T b) {
+  return static_cast<T>(static_cast<uint64_t>(a) + static_cast<uint64_t>(b));
+}
 RC_HD float wrapping_add(float a, float b) { return a + b; }
 RC_HD double wrapping_add(double a, double b) { return a + b; }
-RC_HD uint8_t wrapping_add(uint8_t a, uint8_t b) { return static_cast<uint8_t>(a + b); }
-RC_HD int32_t wrapping_add(int32_t a, int32_t b) {
-  return static_cast<int32_t>(static_cast<uint32_t>(a) + static_cast<uint32_t>(b));
-}
-RC_HD int64_t wrapping_add(int64_t a, int64_t b) {
-  return static_cast<int64_t>(static_cast<uint64_t>(a) + static_cast<uint64_t>(b));
-}
 
+template <typename T>
+RC_HD T wrapping_multiply(T a, T b) {
+  return static_cast<T>(static_cast<uint64_t>(a) * static_cast<uint64_t>(b));
+}
 RC_HD float wrapping_multiply(float a, float b) { return a * b; }
 RC_HD double wrapping_multiply(double a, double b) { return a * b; }
-RC_HD uint8_t wrapping_multiply(uint8_t a, uint8_t b) { return static_cast<uint8_t>(a * b); }
-RC_HD int32_t wrapping_multiply(int32_t a, int32_t b) {
-  return static_cast<int32_t>(static_cast<uint32_t>(a) * static_cast<uint32_t>(b));
-}
-RC_HD int64_t wrapping_multiply(int64_t a, int64_t b) {
-  return static_cast<int64_t>(static_cast<uint64_t>(a) * static_cast<uint64_t>(b));
+// The textbook formula: infinities are not recovered from NaN parts.
+template <typename T>
+RC_HD Complex<T> wrapping_multiply(Complex<T> a, Complex<T> b) {
+  return {a.real * b.real - a.imag * b.imag, a.real * b.imag + a.imag * b.real};
 }
 
 struct Unfinished {
@@ -51,7 +56,7 @@ struct Average {
   // A division, not a product with 1 / n: exact where the mean is a number. Integers truncate.
   template <typename T>
   RC_HD T finish(T value, int num_inputs) {
-    return static_cast<T>(value / static_cast<T>(num_inputs));
+    return static_cast<T>(value / num_inputs);
   }
 };
 
@@ -76,5 +81,32 @@ struct Product : Unfinished {
     return wrapping_multiply(a, b);
   }
 };
+
+struct BitAnd : Unfinished {
+  template <typename T>
+  RC_HD T combine(T a, T b) {
+    return static_cast<T>(a & b);
+  }
+};
+
+struct BitOr : Unfinished {
+  template <typename T>
+  RC_HD T combine(T a, T b) {
+    return static_cast<T>(a | b);
+  }
+};
+
+struct BitXor : Unfinished {
+  template <typename T>
+  RC_HD T combine(T a, T b) {
+    return static_cast<T>(a ^ b);
+  }
+};
+
+// What premul_sum adds up, before it is rounded to the dtype.
+template <typename T>
+RC_HD T scaled(T value, double factor) {
+  return value * static_cast<T>(factor);
+}
 
 }  // namespace ringcomm
