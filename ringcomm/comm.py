@@ -20,6 +20,8 @@ __all__ = ["Communicator", "Work"]
 
 _OPS: dict[str, int] = _core.OPS
 _REDUCE_OPS: dict[str, int] = _core.REDUCE_OPS
+_PREMUL_SUM = "premul_sum"
+_PLAIN_REDUCE_OPS = {name: op for name, op in _REDUCE_OPS.items() if name != _PREMUL_SUM}
 _ALGOS: dict[str | None, int] = {None: -1} | dict(_core.ALGOS.items())
 _FLOAT32: int = _core.DTYPES["float32"]
 _ALL_REDUCE = _OPS["all_reduce"]
@@ -74,7 +76,13 @@ class Communicator:
     :class:`~ringcomm.errors.MismatchError` on all ranks. Results are bit-identical on all ranks.
     Calls block until the result is there, without holding the GIL, and raise after ``timeout``
     seconds at the latest. Any thread may call; calls run one at a time. Inputs are arrays of any
-    shape, also non-contiguous or empty, of float32, float64, float16, bfloat16, int32, int64, uint8.
+    shape, also non-contiguous or empty, of these dtypes (``op`` says what is reduced):
+
+    - float64, float32, float16, bfloat16: all operators but the bitwise ones
+    - int8 to int64, uint8 to uint64: all but ``premul_sum``
+    - bool: all but ``avg`` and ``premul_sum``
+    - complex64, complex128: ``sum``, ``avg``, ``product``, ``premul_sum``
+    - float8_e4m3fn, float8_e5m2, float8_e4m3fnuz, float8_e5m2fnuz, float8_e8m0fnu: moved, not reduced
 
     Attributes:
         rank: Of this process, 0 to ``world_size - 1``.
@@ -130,14 +138,17 @@ class Communicator:
         residual: Any = None,
         owner_residual: Any = None,
         step: int | None = None,
+        factor: float | None = None,
         tag: str = "",
     ) -> Any:
         """Reduces ``x`` over all ranks, in place.
 
         Args:
             x: The same shape and dtype on every rank. Holds the result afterwards.
-            op: ``sum``, ``avg``, ``min``, ``max`` or ``product``. 16-bit floats accumulate in
-                float32, integers wrap around, avg of integers truncates, NaN wins in min and max.
+            op: ``sum``, ``avg``, ``min``, ``max``, ``product``, ``band``, ``bor``, ``bxor`` (bitwise)
+                or ``premul_sum`` (see ``factor``). 16-bit floats accumulate in float32, integers wrap
+                around, avg of integers truncates, NaN wins in min and max. bool: sum, max and bor are
+                logical or; product, min and band are logical and.
             codec: Such as ``"int8"``: contributions and sums travel encoded (float32, bfloat16 or
                 float16; sum and avg). With one rank nothing travels and nothing is encoded.
             algo: ``one_shot``, ``two_shot`` or ``ring``; None lets the table choose (see
@@ -147,25 +158,34 @@ class Communicator:
                 as ``x``, added before encoding; holds afterwards what the encoding lost.
             owner_residual: The same for the sums; a rank touches the elements that it owns.
             step: Counter of stochastic rounding, the same on all ranks; None counts encoded calls.
+            factor: For ``premul_sum``, which is the sum of every rank's ``x * factor`` (rounded to
+                the dtype of ``x``). A real number that need not be the same on all ranks.
             tag: Up to 24 bytes (UTF-8) that must agree on all ranks and appear in errors.
 
         Returns:
             ``x``, or a :class:`Work` whose ``wait()`` returns it.
 
         Raises:
-            UsageError: bad arguments; nothing was sent. MismatchError: ranks disagree.
+            UsageError: bad arguments; nothing was sent. MismatchError: ranks disagree (with
+            ``premul_sum``, ``x`` may be scaled already).
             PeerLostError, DeadlineError, AbortedError: ``x`` is undefined; the communicator is lost.
         """
-        if codec is None and not async_op and residual is None and owner_residual is None:
+        if (
+            codec is None
+            and not async_op
+            and residual is None
+            and owner_residual is None
+            and factor is None
+        ):
             target = view(x, writable=True)
-            if target.contiguous and op in _REDUCE_OPS and algo in _ALGOS:  # the fast path
+            if target.contiguous and op in _PLAIN_REDUCE_OPS and algo in _ALGOS:  # the fast path
                 self._collective(
                     _ALL_REDUCE,
                     target.ptr,
                     target.ptr,
                     target.num_elems,
                     target.dtype,
-                    _REDUCE_OPS[op],
+                    _PLAIN_REDUCE_OPS[op],
                     -1,
                     _ALGOS[algo],
                     tag,
@@ -173,6 +193,7 @@ class Communicator:
                 return x
         compress = parse_codec("none" if codec is None else codec)
         reduce_op, algo_id = _lookup(op, _REDUCE_OPS, "op"), _lookup(algo, _ALGOS, "algo")
+        scale = _factor(op, factor)
         target, finish = _in_place(x)
         if compress.exact:
             if residual is not None or owner_residual is not None:
@@ -188,6 +209,7 @@ class Communicator:
                 algo_id,
                 tag,
                 async_op,
+                scale,
             )
         else:
             if step is None:
@@ -278,7 +300,14 @@ class Communicator:
         return self._result(core, out, None, (source, target))
 
     def reduce_scatter(
-        self, x: Any, op: str = "sum", out: Any = None, async_op: bool = False, *, tag: str = ""
+        self,
+        x: Any,
+        op: str = "sum",
+        out: Any = None,
+        async_op: bool = False,
+        *,
+        factor: float | None = None,
+        tag: str = "",
     ) -> Any:
         """Reduces over all ranks and leaves one part of the result on each.
 
@@ -288,6 +317,7 @@ class Communicator:
             out: Contiguous array for this rank's part; None makes one of shape
                 ``(x.shape[0] // world_size, *x.shape[1:])``.
             async_op: As in :meth:`all_reduce`.
+            factor: As in :meth:`all_reduce`.
             tag: As in :meth:`all_reduce`.
 
         Returns:
@@ -296,7 +326,7 @@ class Communicator:
         Raises:
             As :meth:`all_reduce`.
         """
-        reduce_op = _lookup(op, _REDUCE_OPS, "op")
+        reduce_op, scale = _lookup(op, _REDUCE_OPS, "op"), _factor(op, factor)
         source = _readable(x)
         if not source.shape or source.shape[0] % self.world_size:
             raise UsageError(
@@ -317,6 +347,7 @@ class Communicator:
             -1,
             tag,
             async_op,
+            scale,
         )
         return self._result(core, out, None, (source, target))
 
@@ -431,6 +462,21 @@ def _lookup(name: str | None, table: dict[Any, int], what: str) -> int:
         known = ", ".join(repr(key) for key in table)
         raise UsageError(f"{what} must be one of {known}, not {name!r}")
     return value
+
+
+def _factor(op: str, factor: Any) -> float:
+    if op != _PREMUL_SUM:
+        if factor is not None:
+            raise UsageError(f"factor belongs to op='{_PREMUL_SUM}', op is {op!r}")
+        return 1.0
+    if factor is None:
+        raise UsageError(f"op='{_PREMUL_SUM}' needs factor, the number that x is multiplied by")
+    try:
+        if hasattr(factor, "__float__"):  # not a string
+            return float(factor)
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # an array with several elements
+        pass
+    raise UsageError(f"factor must be a real number, not {factor!r}")
 
 
 def _in_place(x: Any, writable: bool = True) -> tuple[ArrayView, Any]:

@@ -171,12 +171,14 @@ void bind_comm(py::module_& module) {
       .def(
           "collective",
           [](Communicator& comm, int op, uintptr_t input, uintptr_t output, int64_t count, int dtype, int reduce_op,
-             int root, int algo, const std::string& tag, bool async_op) {
-            return issue(comm, make_request(op, input, output, count, dtype, reduce_op, root, algo), tag, async_op);
+             int root, int algo, const std::string& tag, bool async_op, double factor) {
+            Request request = make_request(op, input, output, count, dtype, reduce_op, root, algo);
+            request.call.factor = factor;
+            return issue(comm, request, tag, async_op);
           },
           py::arg("op"), py::arg("input"), py::arg("output"), py::arg("count"), py::arg("dtype id"),
           py::arg("reduce_op") = 0, py::arg("root") = -1, py::arg("algo") = -1, py::arg("tag") = "",
-          py::arg("async_op") = false)
+          py::arg("async_op") = false, py::arg("factor") = 1.0)
       .def(
           "all_reduce_encoded",
           [](Communicator& comm, uintptr_t input, uintptr_t output, int64_t count, int dtype, int reduce_op, int up,

@@ -5,6 +5,8 @@
 #include <chrono>
 #include <utility>
 
+#include "reduce/reduce.h"
+
 namespace ringcomm {
 namespace {
 
@@ -16,6 +18,8 @@ uint64_t watched_fork_count() {
   static_cast<void>(registered);
   return fork_count.load(std::memory_order_relaxed);
 }
+
+bool premultiplies(const Collective& call) { return reduces(call.op) && call.reduce_op == ReduceOp::premul_sum; }
 
 }  // namespace
 
@@ -89,12 +93,14 @@ Descriptor Communicator::prepare(Collective& call, const Algo* algo, const std::
   RC_CHECK(call.count >= 0, "count must not be negative, got ", call.count);
   RC_CHECK(call.op != OpKind::broadcast || (call.root >= 0 && call.root < world_size_), "root must be 0 to ",
            world_size_ - 1, ", not ", call.root);
+  if (reduces(call.op)) check_reduction(call.dtype, call.reduce_op);
   RC_CHECK(!has_codec || call.op == OpKind::all_reduce, op_name(call.op), " takes no codec");
   RC_CHECK(!has_codec || codec_takes(call.dtype), "codec ", codec_name(call.codec.up),
            " takes float32, bfloat16 and float16, not ", dtype_name(call.dtype),
            "; use codec=None for an exact result");
   RC_CHECK(!has_codec || call.reduce_op == ReduceOp::sum || call.reduce_op == ReduceOp::avg,
-           "a codec works with op='sum' and 'avg', not '", reduce_op_name(call.reduce_op), "'");
+           "a codec works with op='sum' and 'avg', not '", reduce_op_name(call.reduce_op), "'",
+           call.reduce_op == ReduceOp::premul_sum ? "; multiply x by the factor first" : "");
   RC_CHECK(has_codec || (call.codec.residual == nullptr && call.codec.owner_residual == nullptr),
            "a residual needs a codec: nothing is lost in an exact all_reduce");
   RC_CHECK(tag.size() <= kTagBytes, "a tag has at most ", kTagBytes, " bytes, '", tag, "' has ", tag.size());
@@ -222,11 +228,11 @@ OpStats Communicator::execute(const Collective& call, const Descriptor& descript
   if (!group_) RC_FAIL(aborted, "this communicator is closed; init() a new one");
   if (world_size_ == 1) {
     group_->throw_if_failed();
-    copy_bytes(call.output, call.input, call.num_bytes());
+    copy_bytes(call.output, premultiplies(call) ? scale_input(call).input : call.input, call.num_bytes());
   } else {
     try {
       group_->begin(descriptor);
-      stats.bytes_sent = static_cast<uint64_t>(dispatch(call));
+      stats.bytes_sent = static_cast<uint64_t>(premultiplies(call) ? dispatch(scale_input(call)) : dispatch(call));
     } catch (const std::exception& error) {
       // Usually the group's fault, which fail() throws again. Anything else would leave the peers waiting.
       group_->fail(Error(ErrorKind::aborted,
@@ -237,6 +243,30 @@ OpStats Communicator::execute(const Collective& call, const Descriptor& descript
   }
   stats.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return stats;
+}
+
+Collective Communicator::scale_input(Collective call) {
+  // The result of an all_reduce goes where the scaled input lies; every other input must stay as it is.
+  const int64_t count = call.op == OpKind::reduce_scatter ? call.count * world_size_ : call.count;
+  const int64_t elem_bytes = static_cast<int64_t>(dtype_size(call.dtype));
+  if (call.op == OpKind::all_reduce) {
+    cpu::scale(call.dtype, call.input, call.factor, call.output, count);
+    call.input = call.output;
+  } else if (call.sends.empty()) {
+    uint8_t* const scaled = scratch_.bytes(count * elem_bytes);
+    cpu::scale(call.dtype, call.input, call.factor, scaled, count);
+    call.input = scaled;
+  } else {
+    int64_t total = 0;
+    for (const SendPart& part : call.sends) total += part.count;
+    uint8_t* scaled = scratch_.bytes(total * elem_bytes);
+    for (SendPart& part : call.sends) {
+      cpu::scale(call.dtype, part.data, call.factor, scaled, part.count);
+      part.data = scaled;
+      scaled += part.count * elem_bytes;
+    }
+  }
+  return call;
 }
 
 int64_t Communicator::dispatch(const Collective& call) {

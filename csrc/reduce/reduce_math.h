@@ -48,30 +48,68 @@ struct Sum : Unfinished {
   }
 };
 
+// What an average is divided in: integers up to 32 bits in a floating type that holds them all, because
+// there are vector divisions of those only. Truncated it is the integer quotient: a quotient a / b that is no
+// whole number is 1 / b or more away from the next one, which the rounding does not reach.
+template <typename T>
+struct Quotient {
+  using Type = T;
+};
+template <>
+struct Quotient<uint8_t> {
+  using Type = float;
+};
+template <>
+struct Quotient<int8_t> {
+  using Type = float;
+};
+template <>
+struct Quotient<uint16_t> {
+  using Type = float;
+};
+template <>
+struct Quotient<int16_t> {
+  using Type = float;
+};
+template <>
+struct Quotient<uint32_t> {
+  using Type = double;
+};
+template <>
+struct Quotient<int32_t> {
+  using Type = double;
+};
+
 struct Average {
   template <typename T>
   RC_HD T combine(T a, T b) {
     return wrapping_add(a, b);
   }
-  // A division, not a product with 1 / n: exact where the mean is a number. Integers truncate.
+  // A division, not a product with 1 / n: exact where the mean is a number.
   template <typename T>
   RC_HD T finish(T value, int num_inputs) {
-    return static_cast<T>(value / num_inputs);
+    // By a known number the compiler divides with a multiplication.
+    if (__builtin_constant_p(num_inputs)) return static_cast<T>(value / num_inputs);
+    using Wide = typename Quotient<T>::Type;
+    return static_cast<T>(static_cast<Wide>(value) / static_cast<Wide>(num_inputs));
   }
 };
 
-// A NaN on either side wins: comparisons with it are false, so b's comes out by itself.
+// A NaN on either side wins: comparisons with it are false, so b's comes out by itself. Two selects, because
+// GCC turns a chain of `a < b or a is NaN` into jumps (measured with four inputs: 5 to 30 times the time).
 struct Minimum : Unfinished {
   template <typename T>
   RC_HD T combine(T a, T b) {
-    return (a < b) | (a != a) ? a : b;
+    const T nan_or_b = a != a ? a : b;
+    return a < b ? a : nan_or_b;
   }
 };
 
 struct Maximum : Unfinished {
   template <typename T>
   RC_HD T combine(T a, T b) {
-    return (a > b) | (a != a) ? a : b;
+    const T nan_or_b = a != a ? a : b;
+    return a > b ? a : nan_or_b;
   }
 };
 

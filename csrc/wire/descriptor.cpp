@@ -8,7 +8,7 @@ std::string describe(const Descriptor& d, uint32_t seq) {
   std::string text;
   if (d.op != OpKind::barrier) {
     text = concat(dtype_name(d.dtype), " x ", d.count);
-    if (d.op == OpKind::all_reduce || d.op == OpKind::reduce_scatter) text += concat(", ", reduce_op_name(d.reduce_op));
+    if (reduces(d.op)) text += concat(", ", reduce_op_name(d.reduce_op));
     if (d.root >= 0) text += concat(", root ", d.root);
     text += concat(", ", algo_name(d.algo));
     if (d.codec_up != 0 || d.codec_down != 0) {

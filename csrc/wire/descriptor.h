@@ -34,6 +34,8 @@ constexpr const char* op_name(OpKind op) {
   return "?";
 }
 
+constexpr bool reduces(OpKind op) { return op == OpKind::all_reduce || op == OpKind::reduce_scatter; }
+
 constexpr const char* algo_name(Algo algo) {
   switch (algo) {
     case Algo::one_shot:
