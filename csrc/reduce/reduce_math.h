@@ -28,10 +28,13 @@ RC_HD T wrapping_multiply(T a, T b) {
 }
 RC_HD float wrapping_multiply(float a, float b) { return a * b; }
 RC_HD double wrapping_multiply(double a, double b) { return a * b; }
-// The textbook formula: infinities are not recovered from NaN parts.
+// The textbook formula: infinities are not recovered from NaN parts. The difference is written as a sum,
+// which is the same number: GCC 12 makes fmaddsub of neighbouring differences and sums of products, against
+// -ffp-contract=off.
 template <typename T>
 RC_HD Complex<T> wrapping_multiply(Complex<T> a, Complex<T> b) {
-  return {a.real * b.real - a.imag * b.imag, a.real * b.imag + a.imag * b.real};
+  const T minus_imag = -a.imag;
+  return {a.real * b.real + minus_imag * b.imag, a.real * b.imag + a.imag * b.real};
 }
 
 struct Unfinished {
