@@ -14,6 +14,7 @@ from ringcomm.arrays import ArrayView, contiguous_copy, copy_back, view
 from ringcomm.errors import UsageError
 
 __all__ = [
+    "PREMUL_SUM",
     "Parts",
     "equal_parts",
     "group_name",
@@ -23,6 +24,7 @@ __all__ = [
     "output",
     "parts_to_receive",
     "parts_to_send",
+    "premul_factor",
     "readable",
     "residual_pointer",
     "row_counts",
@@ -32,6 +34,8 @@ __all__ = [
 
 _FLOAT32: int = _core.DTYPES["float32"]
 _MAX_NAME_BYTES = 64
+PREMUL_SUM = "premul_sum"
+"""The operator that has a factor."""
 
 
 def lookup(name: str | None, table: dict[Any, int], what: str) -> int:
@@ -41,6 +45,22 @@ def lookup(name: str | None, table: dict[Any, int], what: str) -> int:
         known = ", ".join(repr(key) for key in table)
         raise UsageError(f"{what} must be one of {known}, not {name!r}")
     return value
+
+
+def premul_factor(op: str, factor: Any) -> float:
+    """The factor of ``op``, 1 for those that have none."""
+    if op != PREMUL_SUM:
+        if factor is not None:
+            raise UsageError(f"factor belongs to op='{PREMUL_SUM}', op is {op!r}")
+        return 1.0
+    if factor is None:
+        raise UsageError(f"op='{PREMUL_SUM}' needs factor, the number that x is multiplied by")
+    try:
+        if hasattr(factor, "__float__"):  # not a string
+            return float(factor)
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # an array with several elements
+        pass
+    raise UsageError(f"factor must be a real number, not {factor!r}")
 
 
 def seconds(timeout: float | timedelta) -> float:

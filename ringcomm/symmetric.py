@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ringcomm import _core
-from ringcomm.arrays import dtype_named
+from ringcomm.arrays import from_buffer, item_bytes
 from ringcomm.errors import SystemResourceError, UsageError
 from ringcomm.meeting import store_among
 from ringcomm.rendezvous import rendezvous
@@ -21,8 +21,7 @@ def allocate(comm: Any, shape: int | Sequence[int], dtype: Any) -> Any:
     sizes = (shape,) if isinstance(shape, int) else tuple(shape)
     if any(not isinstance(size, int) or size < 0 for size in sizes):
         raise UsageError(f"shape: {shape!r}, expected whole numbers >= 0")
-    described = dtype_named(dtype)
-    num_bytes = math.prod(sizes) * described.itemsize
+    num_bytes = math.prod(sizes) * item_bytes(dtype)
     fd, problem = -1, None
     try:
         if num_bytes > 0:
@@ -36,7 +35,7 @@ def allocate(comm: Any, shape: int | Sequence[int], dtype: Any) -> Any:
     finally:
         if fd >= 0:
             os.close(fd)
-    return described.from_buffer(region).reshape(sizes)
+    return from_buffer(region, dtype, sizes)
 
 
 def _agree(comm: Any, wanted: Any, problem: SystemResourceError | None) -> None:

@@ -41,6 +41,7 @@ struct Collective {
   Algo algo = Algo::one_shot;
   DType dtype = DType::uint8;
   ReduceOp reduce_op = ReduceOp::sum;
+  double factor = 1;  // premul_sum: this rank's; the communicator scales the input, algorithms just sum
   // all_reduce, broadcast: elements of input and output. all_gather: elements of input (output has
   // world_size times as many). reduce_scatter: elements of output (input has world_size times as many).
   // reduce: of input (and of output on the root). gather: of input. scatter: of output.

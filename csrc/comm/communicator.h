@@ -96,6 +96,8 @@ class Communicator {
   OpStats execute(const Collective& call, const Descriptor& descriptor);
   int64_t dispatch(const Collective& call);
   std::shared_ptr<const SymmetricRegion> region_of(const Collective& call) const;
+  // premul_sum: the same call on this rank's input times its factor.
+  Collective scale_input(Collective call);
   void finish_turn(OpKind op, const OpStats& stats);
   void progress();
 

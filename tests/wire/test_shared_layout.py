@@ -185,7 +185,7 @@ def test_ids_of_operations_and_algorithms_never_change() -> None:
         "all_to_all": 8,
         "monitored_barrier": 9,
     }
-    assert _core.ALGOS == {"one_shot": 0, "two_shot": 1, "ring": 2, "staged": 3}
+    assert _core.ALGOS == {"one_shot": 0, "two_shot": 1, "ring": 2, "staged": 3, "direct": 4}
 
 
 def test_nothing_outside_the_wire_room_computes_an_offset_of_shared_memory() -> None:
