@@ -36,6 +36,12 @@ CALLS = {
     "broadcast": lambda c: (c.broadcast(np.ones(300_000), 0), c.barrier()),
     "all_gather": lambda c: c.all_gather(np.ones(300_000)),
     "reduce_scatter": lambda c: c.reduce_scatter(np.ones((c.world_size, 300_000))),
+    "reduce": lambda c: (c.reduce(np.ones(300_000), 1), c.barrier()),
+    "gather": lambda c: c.gather(np.ones(300_000), 0),
+    "scatter": lambda c: c.scatter(None, 1, np.ones(10)),
+    "all_to_all": lambda c: c.all_to_all(np.ones((c.world_size, 100_000))),
+    "monitored_barrier": lambda c: c.monitored_barrier(),
+    "split": lambda c: c.split(0),
     "barrier": lambda c: c.barrier(),
 }
 
