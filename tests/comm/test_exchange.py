@@ -279,6 +279,24 @@ def test_torch_tensors(worlds: Worlds) -> None:
     worlds.run(2, check_torch)
 
 
+def check_slow_reader(comm: Communicator) -> None:
+    """The root is done with a call long before its reader, which meets untouched pages."""
+    count, calls = 900_000, 40  # two segments, of which only the first lies in an input buffer
+    parts = [np.full(count, call + 1, np.uint8) for call in range(calls)]
+    outs = [np.frombuffer(mmap.mmap(-1, count), np.uint8) for _ in range(calls)]
+    empty = np.empty(0, np.uint8)
+    for part, out in zip(parts, outs, strict=True):
+        if comm.rank == 0:
+            comm.scatter([empty, part], 0)
+        else:
+            comm.scatter(None, 0, out)
+            assert (out == part).all()
+
+
+def test_a_reader_that_is_behind_still_finds_what_was_sent(worlds: Worlds) -> None:
+    worlds.run(2, check_slow_reader)
+
+
 HUGE = 2**31 + 2**26 + 8  # bytes
 
 
