@@ -15,6 +15,7 @@ import numpy as np
 from ringcomm import _core
 from ringcomm.arguments import (
     Parts,
+    equal_parts,
     group_name,
     in_place,
     is_list,
@@ -338,18 +339,27 @@ class Communicator:
             As :meth:`all_reduce`.
         """
         reduce_op = lookup(op, _REDUCE_OPS, "op")
-        out, source, target = self._own_part(x, out)
+        if is_list(x):
+            out, parts, target = self._own_part(x, out)
+            address, sends, keep = 0, parts.spans, tuple(parts.views)
+        else:
+            source = readable(x)
+            rows = equal_parts(source, self.world_size)
+            if out is None:
+                out = empty_like(x, (rows, *source.shape[1:]))
+            target = output(out, source, source.num_elems // self.world_size)
+            address, sends, keep = source.ptr, None, (source,)
         core = self._issue(
             "reduce_scatter",
             target,
             target.ptr,
             tag,
             async_op,
-            source=source.views[0].ptr,
+            source=address,
             reduce_op=reduce_op,
-            sends=source.spans if is_list(x) else None,
+            sends=sends,
         )
-        return self._result(core, out, None, (source, target))
+        return self._result(core, out, None, (*keep, target))
 
     def gather(
         self, x: Any, root: int = 0, out: Any = None, async_op: bool = False, *, tag: str = ""
