@@ -37,55 +37,14 @@ from ringcomm.errors import AbortedError, RingcommError, SystemResourceError, Us
 from ringcomm.plan import Plan, choose
 from ringcomm.rendezvous import rendezvous
 from ringcomm.store import Store, TCPStore
+from ringcomm.work import Work
 
-__all__ = ["Communicator", "Work", "connect"]
+__all__ = ["Communicator", "connect"]
 
 _OPS: dict[str, int] = _core.OPS
 _REDUCE_OPS: dict[str, int] = _core.REDUCE_OPS
 _ALGOS: dict[str | None, int] = {None: -1} | dict(_core.ALGOS.items())
 _ALL_REDUCE = _OPS["all_reduce"]
-
-
-class Work:
-    """The handle of an asynchronous call. May be dropped: the call goes on."""
-
-    def __init__(self, comm: "Communicator", core: Any, result: Any, finish: Any) -> None:
-        self._comm = comm
-        self._core = core
-        self._result = result
-        self._finish = finish  # copies a temporary back; runs once, in the first wait()
-        self._lock = threading.Lock()
-
-    def done(self) -> bool:
-        """Whether the call has finished, well or with an error. Never blocks."""
-        return bool(self._core.done())
-
-    def wait(self, timeout: float | None = None) -> Any:
-        """Blocks until the call has finished and returns what the synchronous call returns.
-
-        Args:
-            timeout: Seconds; None waits for as long as the communicator's own deadline allows.
-
-        Raises:
-            TimeoutError: not finished after ``timeout`` seconds; the call goes on.
-            RingcommError: what the synchronous call would have raised.
-            KeyboardInterrupt: Ctrl-C, or what another signal handler raises; this ends the
-                communicator for all ranks, as it does in a synchronous call.
-        """
-        try:
-            finished = self._core.wait(-1.0 if timeout is None else timeout)
-        except RingcommError:
-            raise
-        except BaseException as error:  # a signal handler raised: KeyboardInterrupt, as a rule
-            self._comm._interrupted(error)
-            raise
-        if not finished:
-            raise TimeoutError(f"the collective is still running after {timeout:g} s")
-        with self._lock:
-            if self._finish is not None:
-                self._finish()
-                self._finish = None
-        return self._result
 
 
 class Communicator:
@@ -712,7 +671,7 @@ class Communicator:
                 while self._pending and self._pending[0][0].done():  # calls finish in order
                     self._pending.popleft()
                 self._pending.append((core, keep))
-            return Work(self, core, value, finish)
+            return Work(core, value, finish, self._interrupted)
         if finish is not None:
             finish()
         return value
