@@ -16,6 +16,7 @@ from ringcomm import _core
 from ringcomm.arguments import (
     PREMUL_SUM,
     Parts,
+    equal_parts,
     group_name,
     in_place,
     is_list,
@@ -40,56 +41,15 @@ from ringcomm.plan import Plan, choose
 from ringcomm.rendezvous import rendezvous
 from ringcomm.store import Store
 from ringcomm.symmetric import allocate
+from ringcomm.work import Work
 
-__all__ = ["Communicator", "Work", "connect"]
+__all__ = ["Communicator", "connect"]
 
 _OPS: dict[str, int] = _core.OPS
 _REDUCE_OPS: dict[str, int] = _core.REDUCE_OPS
 _PLAIN_REDUCE_OPS = {name: op for name, op in _REDUCE_OPS.items() if name != PREMUL_SUM}
 _ALGOS: dict[str | None, int] = {None: -1} | dict(_core.ALGOS.items())
 _ALL_REDUCE = _OPS["all_reduce"]
-
-
-class Work:
-    """The handle of an asynchronous call. May be dropped: the call goes on."""
-
-    def __init__(self, comm: "Communicator", core: Any, result: Any, finish: Any) -> None:
-        self._comm = comm
-        self._core = core
-        self._result = result
-        self._finish = finish  # copies a temporary back; runs once, in the first wait()
-        self._lock = threading.Lock()
-
-    def done(self) -> bool:
-        """Whether the call has finished, well or with an error. Never blocks."""
-        return bool(self._core.done())
-
-    def wait(self, timeout: float | None = None) -> Any:
-        """Blocks until the call has finished and returns what the synchronous call returns.
-
-        Args:
-            timeout: Seconds; None waits for as long as the communicator's own deadline allows.
-
-        Raises:
-            TimeoutError: not finished after ``timeout`` seconds; the call goes on.
-            RingcommError: what the synchronous call would have raised.
-            KeyboardInterrupt: Ctrl-C, or what another signal handler raises; this ends the
-                communicator for all ranks, as it does in a synchronous call.
-        """
-        try:
-            finished = self._core.wait(-1.0 if timeout is None else timeout)
-        except RingcommError:
-            raise
-        except BaseException as error:  # a signal handler raised: KeyboardInterrupt, as a rule
-            self._comm._interrupted(error)
-            raise
-        if not finished:
-            raise TimeoutError(f"the collective is still running after {timeout:g} s")
-        with self._lock:
-            if self._finish is not None:
-                self._finish()
-                self._finish = None
-        return self._result
 
 
 class Communicator:
@@ -381,19 +341,28 @@ class Communicator:
             As :meth:`all_reduce`.
         """
         reduce_op, scale = lookup(op, _REDUCE_OPS, "op"), premul_factor(op, factor)
-        out, source, target = self._own_part(x, out)
+        if is_list(x):
+            out, parts, target = self._own_part(x, out)
+            address, sends, keep = 0, parts.spans, tuple(parts.views)
+        else:
+            source = readable(x)
+            rows = equal_parts(source, self.world_size)
+            if out is None:
+                out = empty_like(x, (rows, *source.shape[1:]))
+            target = output(out, source, source.num_elems // self.world_size)
+            address, sends, keep = source.ptr, None, (source,)
         core = self._issue(
             "reduce_scatter",
             target,
             target.ptr,
             tag,
             async_op,
-            source=source.views[0].ptr,
+            source=address,
             reduce_op=reduce_op,
             factor=scale,
-            sends=source.spans if is_list(x) else None,
+            sends=sends,
         )
-        return self._result(core, out, None, (source, target))
+        return self._result(core, out, None, (*keep, target))
 
     def gather(
         self, x: Any, root: int = 0, out: Any = None, async_op: bool = False, *, tag: str = ""
@@ -760,7 +729,7 @@ class Communicator:
                 while self._pending and self._pending[0][0].done():  # calls finish in order
                     self._pending.popleft()
                 self._pending.append((core, keep))
-            return Work(self, core, value, finish)
+            return Work(core, value, finish, self._interrupted)
         if finish is not None:
             finish()
         return value

@@ -66,7 +66,7 @@ def one_call(comm: Communicator, dice: random.Random) -> None:
     """A random collective, the same on all ranks, with its result checked."""
     n, rank = comm.world_size, comm.rank
     count = dice.choice(SIZES)
-    kind = dice.randrange(8)
+    kind = dice.randrange(11)
     if kind == 0:
         comm.barrier()
     elif kind == 1:
@@ -80,6 +80,22 @@ def one_call(comm: Communicator, dice: random.Random) -> None:
     elif kind == 3:
         got = comm.reduce_scatter(np.full((n, count), rank + 1, np.int64))
         assert (got == n * (n + 1) // 2).all()
+    elif kind == 8:
+        counts = [[dice.choice((0, count // n)) for _ in range(n)] for _ in range(n)]
+        got = comm.all_to_all(
+            [np.full(counts[rank][peer], n * rank + peer, np.int32) for peer in range(n)],
+            [np.empty(counts[peer][rank], np.int32) for peer in range(n)],
+        )
+        assert all((one == n * peer + rank).all() for peer, one in enumerate(got))
+    elif kind == 9:
+        root = dice.randrange(n)
+        parts = comm.gather(np.full(count, rank, np.int32), root)
+        got = comm.scatter(parts, root, np.empty(count, np.int32))
+        assert (got == rank).all()
+    elif kind == 10:
+        root = dice.randrange(n)
+        total = comm.reduce(np.full(count, rank + 1, np.int64), root)
+        assert total is None or (total == n * (n + 1) // 2).all()
     else:
         x = np.full(count, rank + 1, np.float32)
         algo = dice.choice((None, "two_shot", "ring"))
