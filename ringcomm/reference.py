@@ -58,7 +58,7 @@ MASK64 = 0xFFFFFFFFFFFFFFFF
 
 def is_bfloat16(dtype: npt.DTypeLike) -> bool:
     """Whether it is the bfloat16 of ml_dtypes."""
-    return np.dtype(dtype).name == "bfloat16"
+    return str(np.dtype(dtype)) == "bfloat16"
 
 
 def bfloat16_to_float32(bits: npt.NDArray[np.uint16]) -> Float32:
@@ -235,7 +235,7 @@ def decode_blocks(codec: str, wire: Bytes, num_elems: int) -> Float32:
 def multiply(a: Array, b: Array) -> Array:
     """The product; of complex numbers (a0 b0 - a1 b1) + (a0 b1 + a1 b0) i, each operation rounded."""
     if a.dtype.kind != "c":
-        return a * b
+        return np.multiply(a, b)
     product = np.empty_like(a)
     product.real = a.real * b.real - a.imag * b.imag
     product.imag = a.real * b.imag + a.imag * b.real
@@ -268,8 +268,9 @@ def ops_of(dtype: npt.DTypeLike) -> tuple[str, ...]:
 
     Floating-point and complex dtypes have ``premul_sum`` as well: the sum of what :func:`scale` returns.
     """
-    kind = "f" if is_bfloat16(dtype) else np.dtype(dtype).kind
-    return OPS_OF_KIND.get(kind, ())
+    if str(np.dtype(dtype)).startswith("float8"):
+        return ()
+    return OPS_OF_KIND["f" if is_bfloat16(dtype) else np.dtype(dtype).kind]
 
 
 def to_accumulator(values: Array) -> Array:
@@ -289,20 +290,21 @@ def parts_of(values: Array) -> Array:
 def divide(total: Array, divisor: int) -> Array:
     """``total / divisor``; integers truncate towards zero, complex numbers are divided part by part."""
     parts = parts_of(total)
+    quotient: Array
     if parts.dtype.kind == "f":
         quotient = parts / parts.dtype.type(divisor)
     else:
         wide = parts.astype(np.int64 if parts.dtype.kind == "i" else np.uint64)
         floor = wide // wide.dtype.type(divisor)
-        quotient = floor + ((wide < 0) & (floor * divisor != wide))
-    return quotient.astype(parts.dtype).view(total.dtype)
+        quotient = (floor + ((wide < 0) & (floor * divisor != wide))).astype(parts.dtype)
+    return quotient.view(total.dtype)
 
 
 def scale(values: Array, factor: float) -> Array:
     """``values * factor`` in their own dtype, 16-bit floats by way of float32: what ``premul_sum`` adds up."""
     with np.errstate(all="ignore"):
         parts = parts_of(to_accumulator(values))
-        scaled = parts * parts.dtype.type(factor)
+        scaled: Array = parts * parts.dtype.type(factor)
         if is_16_bit_float(values.dtype):
             return narrow(scaled, values.dtype)
         return scaled.view(values.dtype)

@@ -77,6 +77,12 @@ def test_scale_rounds_to_the_dtype_before_anything_is_added():
     np.testing.assert_array_equal(scaled, [0.5 + 1j])
 
 
+def test_float8_is_not_reduced():
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    for name in ("float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu"):
+        assert reference.ops_of(getattr(ml_dtypes, name)) == ()
+
+
 def test_uint16_is_an_integer_and_no_bit_pattern_of_bfloat16():
     inputs = [np.array([1, 65535], np.uint16), np.array([2, 1], np.uint16)]
     np.testing.assert_array_equal(reference.reduce(inputs), [3, 0])

@@ -294,7 +294,7 @@ constexpr bool table_follows_the_rule() {
   for (int dtype = 0; dtype < kNumDTypes; ++dtype) {
     for (int op = 0; op < kNumReduceOps; ++op) {
       const bool legal = reduction_refusal(static_cast<DType>(dtype), static_cast<ReduceOp>(op)) == nullptr;
-      if (legal != (kTable[dtype].ops[op].reduce != nullptr)) return false;
+      if (legal != (kTable[dtype].ops[op].parts != 0)) return false;
     }
   }
   return true;
