@@ -279,12 +279,14 @@ void P2pQueues::fail_mismatch(const P2pOp& receive, const Arrival& arrival) {
 
 void P2pQueues::fail_deadline(const P2pOp& op) {
   const bool any = op.peer == kAnySource;
+  const std::string who =
+      any ? std::string("no rank sent it")
+          : concat(group_.name_with_pid(op.peer), " did not ", op.is_send ? "receive it" : "send it");
+  const std::string where = any || op.peer == rank_ ? std::string() : concat("; ", group_.where_is(op.peer));
   group_.fail(Error(
       ErrorKind::deadline,
-      concat(any ? std::string("nobody") : group_.name_with_pid(op.peer), " did not ",
-             op.is_send ? "receive it" : "send it", " within ", static_cast<double>(group_.timeout().count()) / 1e9,
-             " s: rank ", rank_, " waits in ", describe(op), " of group '", group_.name(), "'",
-             any || op.peer == rank_ ? std::string() : "; " + group_.where_is(op.peer),
+      concat(who, " within ", static_cast<double>(group_.timeout().count()) / 1e9, " s: rank ", rank_, " waits in ",
+             describe(op), " of group '", group_.name(), "'", where,
              ". Look for a call with another tag or rank, one that is missing or slow, or raise timeout=. ", kLost),
       op.peer));
 }
