@@ -225,7 +225,7 @@ def from_buffer(buffer: Any, dtype: Any, shape: Sequence[int]) -> Any:
 
 def _numpy_kind(dtype: Any) -> "np.dtype[Any]":
     try:
-        kind = _numpy_dtype(dtype) if dtype in _core.DTYPES else np.dtype(dtype)
+        kind: np.dtype[Any] = _numpy_dtype(dtype) if dtype in _core.DTYPES else np.dtype(dtype)
     except TypeError:
         raise UsageError(f"dtype: {dtype!r} is no dtype; supported are {_SUPPORTED}") from None
     if kind not in _numpy_dtypes:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ringcomm.errors import RingcommError
 
-__all__ = ["Work"]
+__all__ = ["RecvWork", "Work"]
 
 
 class Work:
@@ -45,9 +45,18 @@ class Work:
             self._interrupted(error)
             raise
         if not finished:
-            raise TimeoutError(f"the collective is still running after {timeout:g} s")
+            raise TimeoutError(f"the call is still running after {timeout:g} s")
         with self._lock:
             if self._finish is not None:
                 self._finish()
                 self._finish = None
         return self._result
+
+
+class RecvWork(Work):
+    """The handle of an asynchronous receive."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """As :meth:`Work.wait`; returns the rank that sent the message."""
+        super().wait(timeout)
+        return int(self._core.source())
