@@ -92,7 +92,7 @@ struct Average {
   template <typename T>
   RC_HD T finish(T value, int num_inputs) {
     // By a known number the compiler divides with a multiplication.
-    if (__builtin_constant_p(num_inputs)) return static_cast<T>(value / num_inputs);
+    if (RC_IS_CONSTANT(num_inputs)) return static_cast<T>(value / num_inputs);
     using Wide = typename Quotient<T>::Type;
     return static_cast<T>(static_cast<Wide>(value) / static_cast<Wide>(num_inputs));
   }
