@@ -33,7 +33,7 @@ from ringcomm.arrays import ArrayView, empty_like, view
 from ringcomm.codecs import Codec
 from ringcomm.codecs import codec as parse_codec
 from ringcomm.descriptors import Endpoints
-from ringcomm.errors import AbortedError, RingcommError, SystemResourceError, UsageError
+from ringcomm.errors import AbortedError, SystemResourceError, UsageError
 from ringcomm.plan import Plan, choose
 from ringcomm.rendezvous import rendezvous
 from ringcomm.store import Store, TCPStore
@@ -529,7 +529,7 @@ class Communicator:
                 try:
                     server = TCPStore(is_server=True, timeout=self.timeout)
                     port = server.port
-                except RingcommError:
+                except (OSError, RuntimeError):  # the others must not wait for it
                     port = -1
             ports = self.all_gather(np.array([port]), tag="split ports")
             if group is None:
