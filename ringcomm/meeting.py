@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ringcomm.errors import RingcommError, SystemResourceError
+from ringcomm.errors import SystemResourceError
 from ringcomm.store import TCPStore
 
 __all__ = ["store_among"]
@@ -35,7 +35,7 @@ def store_among(comm: Any, members: list[int], what: str) -> Iterator[TCPStore |
             try:
                 server = TCPStore(is_server=True, timeout=comm.timeout)
                 port = server.port
-            except RingcommError:
+            except (OSError, RuntimeError):  # the others must not wait for it
                 port = -1
         ports = comm.all_gather(np.array([port]), tag=f"{what} ports")
         if len(members) < 2:
