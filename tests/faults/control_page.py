@@ -6,7 +6,7 @@ import struct
 import time
 from typing import Any
 
-from ringcomm import Communicator, _core, comm
+from ringcomm import Communicator, _core, bootstrap, comm
 
 FAULT_STATE = 64
 RANKS = 1088
@@ -36,6 +36,15 @@ def _map(fd: int) -> mmap.mmap:
 def keep_pages() -> None:
     """From now on :func:`page` finds the page of this process's newest communicator."""
     comm.rendezvous = _keep_page
+
+
+def drop_pages() -> None:
+    """Closes what an earlier test kept: each mapping holds a descriptor."""
+    comm.rendezvous = _original
+    for mapping in (*_pages.values(), *sum(_slabs.values(), [])):
+        mapping.close()
+    _pages.clear()
+    _slabs.clear()
 
 
 def page() -> mmap.mmap:
