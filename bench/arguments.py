@@ -54,6 +54,7 @@ def parse_arguments(arguments: list[str] | None = None, about: str = "") -> argp
     add("-c", type=int, choices=(0, 1), default=1, help="verify results before timing (1)")
     add("--iters", type=int, metavar="N", help="timed iterations (as --seconds allow, 10 to 300)")
     add("--seconds", type=float, default=2.0, metavar="S", help="about, for one size (2)")
+    add("--tries", type=int, default=1, metavar="N", help="times, if others use the machine (1)")
     add("--back-to-back", type=int, default=1, metavar="N", help="a sample is N calls in a row (1)")
     add("--op", nargs="+", choices=OPERATIONS, default=["all_reduce"], metavar="OP")
     add("--redop", choices=REDOPS, default="sum")
@@ -76,8 +77,8 @@ def parse_arguments(arguments: list[str] | None = None, about: str = "") -> argp
         parser.error("need -n >= 2, -f >= 2 and -b <= -e")
     if args.w < 0 or args.back_to_back < 1 or (args.iters is not None and args.iters < 1):
         parser.error("need -w >= 0, --iters >= 1 and --back-to-back >= 1")
-    if args.seconds <= 0:
-        parser.error("need --seconds > 0")
+    if args.seconds <= 0 or args.tries < 1:
+        parser.error("need --seconds > 0 and --tries >= 1")
     if not 0 <= args.root < args.n:
         parser.error(f"--root must be 0 to {args.n - 1}")
     for peer in args.peers:

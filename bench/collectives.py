@@ -5,7 +5,9 @@ others, each after a barrier and on its own arrays, with one thread per rank. Re
 (-c 1): #wrong counts elements of all ranks that are off by more than rounding. A sample is the time of
 the slowest rank. Columns are those of nccl-tests: time_us is the mean, algbw = size / p50_us, busbw =
 algbw x the factor of the operation, both in GB/s. to_best is p50_us as a share of the fastest peer's,
-to_copy as a multiple of a copy of `size` bytes by all ranks at once. Smaller is faster in both.
+to_copy as a multiple of a copy of `size` bytes by all ranks at once. Smaller is faster in both. others
+is the share of all cores, in percent, that processes outside of the run had: where it is not small, ranks
+and peers that wait by spinning are slowed most, and figures mean little (--tries N measures again).
 
 Peers that are missing, or that do not have an operation or dtype, are named with the reason. With Open
 MPI the ranks are started by mpirun: by this command itself, or by you:

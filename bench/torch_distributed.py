@@ -12,6 +12,10 @@ from bench.operations import Buffers, Case
 
 __all__ = ["TorchDistributed"]
 
+# torch 2.13 has renamed them, and warns at the old names.
+ALL_GATHER = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+REDUCE_SCATTER = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
+
 
 class TorchDistributed(Contender):
     """Calls of ``torch.distributed`` on one group.
@@ -43,9 +47,9 @@ class TorchDistributed(Contender):
         if case.op == "broadcast":
             return lambda: dist.broadcast(target, root, group)
         if case.op == "all_gather":
-            return lambda: dist.all_gather_into_tensor(target, source, group)
+            return lambda: ALL_GATHER(target, source, group)
         if case.op == "reduce_scatter":
-            return lambda: dist.reduce_scatter_tensor(target, source, op, group)
+            return lambda: REDUCE_SCATTER(target, source, op, group)
         if case.op == "all_to_all":
             return lambda: dist.all_to_all_single(target, source, group=group)
         if case.op == "gather":

@@ -45,10 +45,14 @@ class World:
         dist.all_reduce(together, dist.ReduceOp.MAX)
         return together.tolist()
 
-    def total(self, value: int) -> int:
-        together = torch.tensor([value])
+    def sum(self, values: list[float]) -> list[float]:
+        """The sums over all ranks, element by element."""
+        together = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(together)
-        return int(together)
+        return together.tolist()
+
+    def total(self, value: int) -> int:
+        return round(self.sum([value])[0])
 
 
 Body = Callable[[World, argparse.Namespace], int]
