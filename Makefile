@@ -33,7 +33,9 @@ format: $(VENV)/.tools
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CSRC)
 
+# Peers that cannot be had here are named in the results, with the reason.
 bench: build
+	-$(BIN)/python -m bench.peers --prepare
 	$(BIN)/python -m bench $(QUICK_FLAG)
 
 build: $(VENV)/.built

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Table", "facts"]
+__all__ = ["Table", "facts", "to_json"]
 
 
 def facts() -> dict[str, str]:
@@ -45,12 +45,23 @@ def _cpu_model() -> str:
     return platform.machine()
 
 
+def to_json(document: Any) -> str:
+    """JSON with the outer levels on lines of their own, and a table's row on one."""
+    if isinstance(document, list) and document and isinstance(document[0], dict):
+        return "[\n" + ",\n".join(json.dumps(row) for row in document) + "\n]"
+    if isinstance(document, dict):
+        items = (f"{json.dumps(name)}: {to_json(value)}" for name, value in document.items())
+        return "{\n" + ",\n".join(items) + "\n}"
+    return json.dumps(document)
+
+
 class Table:
     """Prints rows as they come, in fixed columns, and keeps them for JSON.
 
     Args:
         columns: (name, width, format) of each column; the format is one of ``format()``.
         header: Facts for the comment line.
+        notes: What else a reader must know, such as what is missing and why; a line each.
         quiet: Keep rows, print nothing.
     """
 
@@ -58,15 +69,25 @@ class Table:
         self,
         columns: Sequence[tuple[str, int, str]],
         header: dict[str, str],
+        notes: Sequence[str] = (),
         *,
         quiet: bool = False,
     ) -> None:
         self.columns = columns
         self.header = header
+        self.notes: list[str] = []
         self.rows: list[dict[str, Any]] = []
         self._quiet = quiet
         self._print("# " + " | ".join(f"{name} {value}" for name, value in header.items()))
+        for line in notes:
+            self.note(line)
         self._print("# " + " ".join(f"{name:>{width}}" for name, width, _ in columns)[2:])
+
+    def note(self, line: str) -> None:
+        """Prints a comment line, once however often it is said."""
+        if line not in self.notes:
+            self.notes.append(line)
+            self._print(f"# {line}")
 
     def add(self, row: dict[str, Any]) -> None:
         """Prints the row; values that are no column (raw samples) only go to JSON."""
@@ -78,11 +99,14 @@ class Table:
             cells.append(f"{text:>{width}}")
         self._print(" ".join(cells))
 
+    def document(self) -> dict[str, Any]:
+        """Header, notes and rows, raw samples included."""
+        return {"header": self.header, "notes": self.notes, "rows": self.rows}
+
     def write_json(self, path: str | Path) -> None:
-        """Writes header and rows, raw samples included."""
-        Path(path).write_text(
-            json.dumps({"header": self.header, "rows": self.rows}, indent=1) + "\n"
-        )
+        """Writes :meth:`document`, a row per line."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(to_json(self.document()) + "\n")
 
     def _print(self, line: str) -> None:
         if not self._quiet:

@@ -1,0 +1,39 @@
+"""How much of the machine went to processes that are not part of the run: what spoils a figure."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from bench.world import World
+
+__all__ = ["Watch"]
+
+
+class Watch:
+    """Begins to count when it is made; collective, like :meth:`others`."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._cores = os.cpu_count() or 1
+        self._start = (time.monotonic(), _busy_seconds(), time.process_time())
+
+    def others(self) -> float:
+        """Processor time that other processes, and the hypervisor, took since: a share of all cores."""
+        elapsed, busy, own = (
+            now - then
+            for now, then in zip(
+                (time.monotonic(), _busy_seconds(), time.process_time()), self._start, strict=True
+            )
+        )
+        (ours,) = self._world.sum([own])
+        (share,) = self._world.maximum([(busy - ours) / max(elapsed, 1e-9) / self._cores])
+        return max(0.0, share)
+
+
+def _busy_seconds() -> float:
+    """Since boot, of all processors: user, nice, system, irq, softirq and steal."""
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    ticks = [int(field) for field in fields[1:9]]
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
