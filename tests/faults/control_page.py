@@ -4,6 +4,7 @@ import mmap
 import os
 import struct
 import time
+from itertools import chain
 from typing import Any
 
 from ringcomm import Communicator, _core, bootstrap, comm
@@ -41,7 +42,7 @@ def keep_pages() -> None:
 def drop_pages() -> None:
     """Closes what an earlier test kept: each mapping holds a descriptor."""
     comm.rendezvous = _original
-    for mapping in (*_pages.values(), *sum(_slabs.values(), [])):
+    for mapping in (*_pages.values(), *chain.from_iterable(_slabs.values())):
         mapping.close()
     _pages.clear()
     _slabs.clear()
