@@ -53,6 +53,7 @@ struct Collective {
   std::vector<SendPart> sends;
   std::vector<ReceivePart> receives;
   CodecOptions codec;
+  double timeout_s = 0;  // deadline of this call; 0: the communicator's
 
   int64_t num_bytes() const { return count * static_cast<int64_t>(dtype_size(dtype)); }
 };

@@ -46,13 +46,27 @@ bool Work::wait(double timeout_s, const std::function<void()>& check_interrupt) 
   return true;
 }
 
+void Work::on_done(Callback callback) {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (!done_) {
+      callback_ = std::move(callback);
+      return;
+    }
+  }
+  callback(error_);
+}
+
 void Work::finish(std::exception_ptr error) {
+  Callback callback;
   {
     std::lock_guard<std::mutex> lock(mutex_);
     done_ = true;
     error_ = std::move(error);
+    callback.swap(callback_);
   }
   finished_.notify_all();
+  if (callback) callback(error_);
 }
 
 // ---- Communicator --------------------------------------------------------------------------------
@@ -86,6 +100,7 @@ void Communicator::check_usable() const {
 Descriptor Communicator::prepare(Collective& call, const Algo* algo, const std::string& tag) const {
   check_usable();
   const bool has_codec = call.codec.up != CodecId::none;
+  RC_CHECK(call.timeout_s >= 0, "timeout must not be negative, got ", call.timeout_s, " s");
   RC_CHECK(call.count >= 0, "count must not be negative, got ", call.count);
   RC_CHECK(call.op != OpKind::broadcast || (call.root >= 0 && call.root < world_size_), "root must be 0 to ",
            world_size_ - 1, ", not ", call.root);
@@ -225,7 +240,7 @@ OpStats Communicator::execute(const Collective& call, const Descriptor& descript
     copy_bytes(call.output, call.input, call.num_bytes());
   } else {
     try {
-      group_->begin(descriptor);
+      group_->begin(descriptor, call.timeout_s);
       stats.bytes_sent = static_cast<uint64_t>(dispatch(call));
     } catch (const std::exception& error) {
       // Usually the group's fault, which fail() throws again. Anything else would leave the peers waiting.
@@ -264,6 +279,23 @@ std::array<OpStats, kNumOps> Communicator::stats() const {
 void Communicator::reset_stats() {
   std::lock_guard<std::mutex> lock(mutex_);
   stats_ = {};
+}
+
+void Communicator::set_timeout(double timeout_s) {
+  check_usable();
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (group_) group_->set_timeout(timeout_s);
+}
+
+std::optional<Error> Communicator::fault() const {
+  try {
+    check_usable();
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (group_) group_->throw_if_failed();
+  } catch (const Error& error) {
+    return error;
+  }
+  return {};
 }
 
 void Communicator::abort(const std::string& reason) {

@@ -11,6 +11,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 
@@ -28,6 +29,10 @@ class Work {
   // communicator's deadline bounds every call). True if it finished; rethrows its error.
   // check_interrupt, if any, runs every kInterruptCheck and may throw; the call itself goes on.
   bool wait(double timeout_s = -1, const std::function<void()>& check_interrupt = {}) const;
+  // Calls back once, after wait() has been released, with the error or null: in the thread that
+  // finishes the call, or here and now if it has finished. Must not block or throw. One callback.
+  using Callback = std::function<void(const std::exception_ptr& error)>;
+  void on_done(Callback callback);
 
  private:
   friend class Communicator;
@@ -37,6 +42,7 @@ class Work {
   mutable std::condition_variable finished_;
   bool done_ = false;
   std::exception_ptr error_;
+  Callback callback_;
 };
 
 struct OpStats {
@@ -67,6 +73,10 @@ class Communicator {
 
   std::array<OpStats, kNumOps> stats() const;
   void reset_stats();
+  // The deadline of calls that have not begun to wait yet.
+  void set_timeout(double timeout_s);
+  // What every later call would throw, or nothing.
+  std::optional<Error> fault() const;
 
   // Makes every rank raise AbortedError now and for ever. Never waits.
   void abort(const std::string& reason);

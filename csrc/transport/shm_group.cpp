@@ -26,6 +26,11 @@ constexpr std::chrono::milliseconds kMaxSleep{20};
 
 constexpr const char* kLost = "The communicator is lost: close it and init() a new one.";
 
+int64_t nanoseconds_of(double timeout_s) {
+  RC_CHECK(timeout_s > 0, "timeout must be positive, not ", timeout_s, " s");
+  return static_cast<int64_t>(timeout_s * 1e9);
+}
+
 void relax() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -74,7 +79,7 @@ ShmGroup::ShmGroup(const GroupConfig& config)
     : rank_(config.rank),
       world_size_(config.world_size),
       name_(config.name),
-      timeout_(static_cast<int64_t>(config.timeout_s * 1e9)),
+      timeout_ns_(nanoseconds_of(config.timeout_s)),
       layout_(StagingLayout::make(config.buffer_bytes)),
       pids_(config.pids),
       first_seq_(config.first_seq),
@@ -87,7 +92,6 @@ ShmGroup::ShmGroup(const GroupConfig& config)
       checked_seq_(static_cast<size_t>(config.world_size), config.first_seq) {
   RC_CHECK(world_size_ >= 1 && world_size_ <= kMaxRanks, "world_size must be 1 to ", kMaxRanks, ", not ", world_size_);
   RC_CHECK(rank_ >= 0 && rank_ < world_size_, "rank must be 0 to ", world_size_ - 1, ", not ", rank_);
-  RC_CHECK(timeout_.count() > 0, "timeout must be positive, not ", config.timeout_s, " s");
   const size_t expected = static_cast<size_t>(world_size_);
   RC_CHECK(config.staging_fds.size() == expected && config.pidfds.size() == expected && config.pids.size() == expected,
            "need one staging segment, pidfd and pid per rank");
@@ -126,8 +130,11 @@ void ShmGroup::leave() {
 
 // ---- one collective ------------------------------------------------------------------------------
 
-void ShmGroup::begin(const Descriptor& descriptor) {
+void ShmGroup::set_timeout(double timeout_s) { timeout_ns_.store(nanoseconds_of(timeout_s)); }
+
+void ShmGroup::begin(const Descriptor& descriptor, double timeout_s) {
   throw_if_failed();
+  call_timeout_ = std::chrono::nanoseconds(timeout_s > 0 ? nanoseconds_of(timeout_s) : timeout_ns_.load());
   // A rank may be one collective ahead of a peer, not two (a broadcast's root does not wait):
   // this keeps slots readable and finds a mismatch at the latest here.
   deadline_set_ = false;
@@ -211,7 +218,7 @@ void ShmGroup::wait_flag_slowly(Flag& flag, uint32_t target, int peer) {
     if (arrived()) return;
   }
   if (!deadline_set_) {
-    deadline_ = Clock::now() + timeout_;
+    deadline_ = Clock::now() + call_timeout_;
     interrupt_check_due_ = Clock::now() + kInterruptCheck;
     deadline_set_ = true;
   }
@@ -326,7 +333,7 @@ void ShmGroup::fail_deadline(int peer) {
   fail(Error(
       ErrorKind::deadline,
       concat("rank ", late, " (pid ", pids_[static_cast<size_t>(late)], ") did not come within ",
-             timeout_.count() / 1e9, " s: rank ", rank_, " waits for it in ", describe_current(), " of group '", name_,
+             call_timeout_.count() / 1e9, " s: rank ", rank_, " waits for it in ", describe_current(), " of group '", name_,
              "'; ", where_is(late), ". Look for a rank that takes another path or is slow, or raise timeout=. ", kLost),
       late));
 }

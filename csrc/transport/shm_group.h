@@ -16,6 +16,7 @@
 // One thread at a time may use a group; Communicator sees to that.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <exception>
 #include <functional>
@@ -71,8 +72,9 @@ class ShmGroup {
   int64_t inline_bytes() const { return layout_.inline_bytes; }
   int64_t buffer_bytes() const { return layout_.half_bytes; }
 
-  // Starts collective number seq() with this description. Throws the group's fault if there is one.
-  void begin(const Descriptor& descriptor);
+  // Starts collective number seq() with this description and a deadline of timeout_s seconds (0: the
+  // group's). Throws the group's fault if there is one.
+  void begin(const Descriptor& descriptor, double timeout_s = 0);
   // Publishes the description and all bytes written so far.
   void announce();
   // Blocks until `peer` has announced this collective; throws MismatchError if it announced another.
@@ -99,6 +101,8 @@ class ShmGroup {
   void throw_if_failed() const;
   // Records for all ranks that check_interrupt threw `error`; any thread. `where` follows "interrupted".
   void report_interrupt(const std::exception& error, const std::string& where);
+  // The group's deadline from the next begin() on; any thread.
+  void set_timeout(double timeout_s);
   // Tells the peers that this rank will not come back; they fail only if they wait for it.
   void leave();
   std::string describe_current() const { return describe(current_, seq_); }
@@ -125,7 +129,7 @@ class ShmGroup {
   const int rank_;
   const int world_size_;
   const std::string name_;
-  const std::chrono::nanoseconds timeout_;
+  std::atomic<int64_t> timeout_ns_;
   const StagingLayout layout_;
   const std::vector<int> pids_;
   const uint32_t first_seq_;
@@ -142,6 +146,7 @@ class ShmGroup {
   Descriptor current_;                 // of collective seq_
   std::vector<uint32_t> checked_seq_;  // per peer: the last collective whose announcement was seen and compared
   bool deadline_set_ = false;          // the clock starts at the first wait that is not over at once
+  std::chrono::nanoseconds call_timeout_{0};
   std::chrono::steady_clock::time_point deadline_;
   std::chrono::steady_clock::time_point interrupt_check_due_;
 };
