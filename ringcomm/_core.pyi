@@ -82,6 +82,10 @@ def choose_algo(
     op: int, num_bytes: int, world_size: int, has_codec: bool, inline_bytes: int
 ) -> tuple[str, str, int]: ...
 
+def exchange_layout(
+    send_counts: Sequence[int], elem_bytes: int, rank: int, inline_bytes: int, buffer_bytes: int
+) -> tuple[bool, list[tuple[int, list[tuple[int, int]]]]]: ...
+
 class Work:
     def done(self) -> bool: ...
     def wait(self, timeout: float = -1.0) -> bool: ...
@@ -120,7 +124,10 @@ class Communicator:
         algo: int = -1,
         tag: str = "",
         async_op: bool = False,
+        sends: Sequence[tuple[int, int]] | None = None,
+        receives: Sequence[tuple[int, int]] | None = None,
     ) -> Work | None: ...
+    def monitored_barrier(self, timeout_s: float, wait_all_ranks: bool, tag: str = "") -> None: ...
     def all_reduce_encoded(
         self,
         input: int,

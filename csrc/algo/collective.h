@@ -42,10 +42,13 @@ struct Collective {
   // all_reduce, broadcast: elements of input and output. all_gather: elements of input (output has
   // world_size times as many). reduce_scatter: elements of output (input has world_size times as many).
   // reduce: of input (and of output on the root). gather: of input. scatter: of output.
+  // all_to_all: all that this rank sends; it takes part in statistics only.
   int64_t count = 0;
   int root = -1;
   const void* input = nullptr;
-  void* output = nullptr;  // may equal input for all_reduce and broadcast; no other overlap
+  // May equal input for all_reduce, broadcast and reduce, and a rank's own part may be in place
+  // elsewhere; no other overlap. reduce: unused (null) but on the root.
+  void* output = nullptr;
   // By rank; empty where an operation has none.
   //   scatter (root), all_to_all, reduce_scatter of a list        what goes to each rank
   //   gather (root), all_to_all, all_gather into a list           what comes from each rank
@@ -53,9 +56,19 @@ struct Collective {
   std::vector<SendPart> sends;
   std::vector<ReceivePart> receives;
   CodecOptions codec;
-  double timeout_s = 0;  // deadline of this call; 0: the communicator's
+  double timeout_s = 0;         // deadline of this call; 0: the communicator's
+  bool wait_all_ranks = false;  // monitored_barrier: an error says of every late rank where it is
 
   int64_t num_bytes() const { return count * static_cast<int64_t>(dtype_size(dtype)); }
+  // all_gather: where the part of `rank` goes. reduce_scatter: where it is.
+  uint8_t* part_from(int rank) const {
+    return receives.empty() ? static_cast<uint8_t*>(output) + rank * num_bytes()
+                            : static_cast<uint8_t*>(receives[static_cast<size_t>(rank)].data);
+  }
+  const uint8_t* part_for(int rank) const {
+    return static_cast<const uint8_t*>(sends.empty() ? input : sends[static_cast<size_t>(rank)].data) +
+           (sends.empty() ? rank * num_bytes() : 0);
+  }
 };
 
 // Memory that a communicator keeps between calls.
@@ -72,7 +85,8 @@ class Scratch {
 
 int64_t barrier(ShmGroup& group);
 int64_t one_shot(ShmGroup& group, const Collective& call);
-int64_t two_shot_all_reduce(ShmGroup& group, const Collective& call, Scratch& scratch);
+// all_reduce, and reduce without a codec.
+int64_t two_shot(ShmGroup& group, const Collective& call, Scratch& scratch);
 // The elements of an array whose sums `rank` encodes in a two_shot all_reduce with a codec: those of its
 // owner residual that it reads and writes.
 std::vector<Range> encoded_sums_of(int rank, int64_t num_elems, int world_size, int64_t buffer_bytes);
@@ -80,6 +94,7 @@ int64_t ring_all_reduce(ShmGroup& group, const Collective& call);
 int64_t staged_broadcast(ShmGroup& group, const Collective& call);
 int64_t staged_all_gather(ShmGroup& group, const Collective& call);
 int64_t staged_reduce_scatter(ShmGroup& group, const Collective& call);
+int64_t exchange(ShmGroup& group, const Collective& call);
 
 inline const uint8_t* bytes_at(const void* base, int64_t byte_offset) {
   return static_cast<const uint8_t*>(base) + byte_offset;

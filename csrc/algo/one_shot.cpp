@@ -2,7 +2,7 @@
 //
 // Steps       1. copy the input into the own slot and announce   2. wait for the announcements that
 //             matter   3. reduce / copy straight from the slots, in rank order
-// Wire bytes  (n-1) x input per rank (broadcast: the root only)
+// Wire bytes  (n-1) x input per rank (broadcast: the root only; reduce: 1 x input, the root nothing)
 // Scratch     none; the payload must fit into inline_bytes()
 // Ordering    one release (announce), one acquire per peer; two slots alternate, so there is no
 //             second barrier. Every rank computes the same sum in the same order: equal bits.
@@ -24,9 +24,17 @@ int64_t barrier(ShmGroup& group) {
 int64_t one_shot(ShmGroup& group, const Collective& call) {
   const int world_size = group.world_size();
   const int64_t num_bytes = call.num_bytes();
-  const bool sends = call.op != OpKind::broadcast || group.rank() == call.root;
+  const bool is_root = group.rank() == call.root;
+  const bool sends = call.op == OpKind::broadcast ? is_root : call.op != OpKind::reduce || !is_root;
   const int64_t input_bytes = call.op == OpKind::reduce_scatter ? num_bytes * world_size : num_bytes;
-  if (sends) copy_bytes(group.inline_payload(group.rank()), call.input, input_bytes);
+  uint8_t* payload = group.inline_payload(group.rank());
+  if (call.op == OpKind::reduce_scatter) {
+    for (int owner = 0; owner < world_size; ++owner) {
+      copy_bytes(payload + owner * num_bytes, call.part_for(owner), num_bytes);
+    }
+  } else if (sends) {
+    copy_bytes(payload, call.input, input_bytes);
+  }
   group.announce();
 
   if (call.op == OpKind::broadcast) {
@@ -39,22 +47,27 @@ int64_t one_shot(ShmGroup& group, const Collective& call) {
     group.end(0);
     return sends ? input_bytes * (world_size - 1) : 0;
   }
+  if (call.op == OpKind::reduce && !is_root) {
+    group.end(0);
+    return input_bytes;
+  }
 
   group.wait_all_announced();
   if (call.op == OpKind::all_gather) {
     for (int peer = 0; peer < world_size; ++peer) {
-      copy_bytes(bytes_at(call.output, peer * num_bytes), group.inline_payload(peer), num_bytes);
+      copy_bytes(call.part_from(peer), group.inline_payload(peer), num_bytes);
     }
   } else {
     const int64_t offset = call.op == OpKind::reduce_scatter ? group.rank() * num_bytes : 0;
     std::array<const void*, kMaxRanks> inputs;
     for (int peer = 0; peer < world_size; ++peer) {
-      inputs[static_cast<size_t>(peer)] = group.inline_payload(peer) + offset;
+      const void* source = group.inline_payload(peer) + offset;
+      inputs[static_cast<size_t>(peer)] = peer == group.rank() && !sends ? call.input : source;
     }
     cpu::reduce(call.dtype, call.reduce_op, ReduceArgs{inputs.data(), world_size, call.count, call.output, nullptr});
   }
   group.end(0);
-  return input_bytes * (world_size - 1);
+  return sends ? input_bytes * (world_size - 1) : 0;
 }
 
 }  // namespace ringcomm

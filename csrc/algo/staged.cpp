@@ -63,7 +63,7 @@ int64_t staged_all_gather(ShmGroup& group, const Collective& call) {
       const int peer = (group.rank() + hop) % group.world_size();
       group.wait_step(peer, step_of(segment));
       const uint8_t* source = peer == group.rank() ? bytes_at(call.input, offset) : group.result_buffer(peer, segment);
-      copy_bytes(bytes_at(call.output, peer * num_bytes + offset), source, piece);
+      copy_bytes(call.part_from(peer) + offset, source, piece);
     }
   }
   group.end(static_cast<uint32_t>(num_segments));
@@ -76,9 +76,7 @@ int64_t staged_reduce_scatter(ShmGroup& group, const Collective& call) {
   const int64_t piece_elems = std::max<int64_t>(
       1, round_down(group.buffer_bytes() / elem_bytes / world_size, static_cast<int64_t>(kCacheLine) / elem_bytes));
   const int64_t num_segments = ceil_div(call.count, piece_elems);
-  const auto source = [&](int owner, int64_t first) {
-    return bytes_at(call.input, (owner * call.count + first) * elem_bytes);
-  };
+  const auto source = [&](int owner, int64_t first) { return call.part_for(owner) + first * elem_bytes; };
   group.announce();
   group.wait_all_announced();
   for (int64_t segment = 0; segment < num_segments; ++segment) {

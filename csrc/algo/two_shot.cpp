@@ -4,8 +4,9 @@
 //             reduce: sum the own chunk in rank order into the output and the own result buffer
 //             collect: copy (or decode) the other chunks' sums
 //             stage(0), announce, then for each segment s: stage(s+1), reduce(s), publish, wait for all,
-//             collect(s). Ranks may drift by one segment.
-// Wire bytes  2 (n-1)/n x input per rank; with a codec the encoded sizes
+//             collect(s). Ranks may drift by one segment. In a reduce the root alone collects; its own
+//             sums go nowhere else.
+// Wire bytes  2 (n-1)/n x input per rank; with a codec the encoded sizes; reduce: 1 x input, the root (n-1)/n
 // Scratch     2 input + 2 result buffers per rank; with a codec one float32 chunk
 // Ordering    one release per segment, acquired by all peers: a rank that published s has reduced s and
 //             staged s+1. So the wait for s lets everybody reduce s+1 and collect s. Input buffer s&1 is
@@ -80,7 +81,11 @@ class ExactShots : public Shots {
       : Shots(group, call,
               Segmentation(call.count, group.world_size(),
                            group.buffer_bytes() / static_cast<int64_t>(dtype_size(call.dtype)),
-                           static_cast<int64_t>(kCacheLine / dtype_size(call.dtype)))) {}
+                           static_cast<int64_t>(kCacheLine / dtype_size(call.dtype)))),
+        collects_(call.op != OpKind::reduce || group.rank() == call.root),
+        num_collectors_(call.op != OpKind::reduce ? group.world_size() - 1
+                        : collects_               ? 0
+                                                  : 1) {}
 
   void stage(int64_t segment) {
     for (int owner = 0; owner < group_.world_size(); ++owner) {
@@ -100,19 +105,25 @@ class ExactShots : public Shots {
       inputs[static_cast<size_t>(peer)] =
           peer == group_.rank() ? input(first) : group_.input_buffer(peer, segment) + range.begin * elem_bytes_;
     }
+    uint8_t* result = group_.result_buffer(group_.rank(), segment);
     cpu::reduce(call_.dtype, call_.reduce_op,
-                ReduceArgs{inputs.data(), group_.world_size(), range.count(), output(first),
-                           group_.result_buffer(group_.rank(), segment)});
-    bytes_sent_ += range.count() * elem_bytes_ * (group_.world_size() - 1);
+                ReduceArgs{inputs.data(), group_.world_size(), range.count(), collects_ ? output(first) : result,
+                           collects_ && num_collectors_ > 0 ? result : nullptr});
+    bytes_sent_ += range.count() * elem_bytes_ * num_collectors_;
   }
 
   void collect(int64_t segment) {
+    if (!collects_) return;
     for (int step = 1; step < group_.world_size(); ++step) {
       const int owner = (group_.rank() + step) % group_.world_size();
       const Range range = chunk(segment, owner);
       copy_bytes(output(first_elem(segment, range)), group_.result_buffer(owner, segment), range.count() * elem_bytes_);
     }
   }
+
+ private:
+  const bool collects_;       // this rank gets the result
+  const int num_collectors_;  // other ranks that do
 };
 
 class EncodedShots : public Shots {
@@ -197,7 +208,7 @@ int64_t run(ShmGroup& group, Form shots) {
 
 }  // namespace
 
-int64_t two_shot_all_reduce(ShmGroup& group, const Collective& call, Scratch& scratch) {
+int64_t two_shot(ShmGroup& group, const Collective& call, Scratch& scratch) {
   return call.codec.up == CodecId::none ? run(group, ExactShots(group, call))
                                         : run(group, EncodedShots(group, call, scratch));
 }

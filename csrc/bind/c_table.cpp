@@ -84,6 +84,7 @@ Request make_request(const rc_call& from, int world_size) {
   call.input = from.input;
   call.output = from.output;
   call.timeout_s = from.timeout_s;
+  call.wait_all_ranks = from.wait_all_ranks != 0;
   for (int rank = 0; from.sends != nullptr && rank < world_size; ++rank)
     call.sends.push_back({from.sends[rank].data, from.sends[rank].count});
   for (int rank = 0; from.receives != nullptr && rank < world_size; ++rank)

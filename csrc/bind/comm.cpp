@@ -9,6 +9,7 @@
 #include "bind/arguments.h"
 #include "bind/bind.h"
 #include "comm/communicator.h"
+#include "wire/exchange_layout.h"
 
 namespace ringcomm::bind {
 namespace py = pybind11;
@@ -31,6 +32,17 @@ Request make_request(int op, uintptr_t input, uintptr_t output, int64_t count, i
   request.call.root = root;
   if (algo >= 0) request.algo = checked<Algo>(algo, kNumAlgos, "algorithm id");
   return request;
+}
+
+// By rank: address and elements.
+using Parts = std::vector<std::pair<uintptr_t, int64_t>>;
+
+template <typename Part, typename Data>
+std::vector<Part> parts(const Parts& given) {
+  std::vector<Part> result;
+  result.reserve(given.size());
+  for (const auto& [address, count] : given) result.push_back({pointer<Data>(address), count});
+  return result;
 }
 
 CodecOptions make_codec(int up, int down, bool stochastic, uint64_t seed, uint64_t step, uintptr_t residual,
@@ -112,6 +124,24 @@ py::dict shared_layout(int world_size, int64_t buffer_bytes) {
   return table;
 }
 
+// Where a rank's data lies in an exchange, for the tests of the wire room: segments, and by destination
+// (offset, ((begin, end) of segment 0, ...)), in bytes.
+py::tuple exchange_layout(const std::vector<int64_t>& send_counts, int64_t elem_bytes, int rank, int64_t inline_bytes,
+                          int64_t buffer_bytes) {
+  const int world_size = static_cast<int>(send_counts.size());
+  const ExchangeLayout layout(send_counts.data(), elem_bytes, rank, world_size, inline_bytes, buffer_bytes);
+  py::list lanes;
+  for (int dest = 0; dest < world_size; ++dest) {
+    const ExchangeLayout::Lane lane = layout.lane(dest);
+    py::list ranges;
+    for (int64_t segment = 0; segment < layout.num_segments(); ++segment) {
+      ranges.append(py::make_tuple(lane.range(segment).begin, lane.range(segment).end));
+    }
+    lanes.append(py::make_tuple(lane.offset, ranges));
+  }
+  return py::make_tuple(layout.is_inline(), lanes);
+}
+
 }  // namespace
 
 void bind_comm(py::module_& module) {
@@ -146,6 +176,9 @@ void bind_comm(py::module_& module) {
           },
           py::arg("timeout") = -1.0);
 
+  module.def("exchange_layout", &exchange_layout, py::arg("send_counts"), py::arg("elem_bytes"), py::arg("rank"),
+             py::arg("inline_bytes"), py::arg("buffer_bytes"));
+
   py::class_<Communicator, std::shared_ptr<Communicator>>(module, "Communicator")
       .def(py::init([](int rank, int world_size, std::string name, double timeout_s, int64_t buffer_bytes,
                        int num_cores, int control_fd, std::vector<int> staging_fds, std::vector<int> pidfds,
@@ -174,12 +207,25 @@ void bind_comm(py::module_& module) {
       .def(
           "collective",
           [](Communicator& comm, int op, uintptr_t input, uintptr_t output, int64_t count, int dtype, int reduce_op,
-             int root, int algo, const std::string& tag, bool async_op) {
-            return issue(comm, make_request(op, input, output, count, dtype, reduce_op, root, algo), tag, async_op);
+             int root, int algo, const std::string& tag, bool async_op, const std::optional<Parts>& sends,
+             const std::optional<Parts>& receives) {
+            Request request = make_request(op, input, output, count, dtype, reduce_op, root, algo);
+            if (sends) request.call.sends = parts<SendPart, const void>(*sends);
+            if (receives) request.call.receives = parts<ReceivePart, void>(*receives);
+            return issue(comm, request, tag, async_op);
           },
           py::arg("op"), py::arg("input"), py::arg("output"), py::arg("count"), py::arg("dtype id"),
           py::arg("reduce_op") = 0, py::arg("root") = -1, py::arg("algo") = -1, py::arg("tag") = "",
-          py::arg("async_op") = false)
+          py::arg("async_op") = false, py::arg("sends") = py::none(), py::arg("receives") = py::none())
+      .def(
+          "monitored_barrier",
+          [](Communicator& comm, double timeout_s, bool wait_all_ranks, const std::string& tag) {
+            Request request = make_request(static_cast<int>(OpKind::monitored_barrier), 0, 0, 0, 0, 0, -1, -1);
+            request.call.timeout_s = timeout_s;
+            request.call.wait_all_ranks = wait_all_ranks;
+            issue(comm, request, tag, false);
+          },
+          py::arg("timeout_s"), py::arg("wait_all_ranks"), py::arg("tag") = "")
       .def(
           "all_reduce_encoded",
           [](Communicator& comm, uintptr_t input, uintptr_t output, int64_t count, int dtype, int reduce_op, int up,

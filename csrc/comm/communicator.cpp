@@ -5,6 +5,8 @@
 #include <chrono>
 #include <utility>
 
+#include "comm/checks.h"
+
 namespace ringcomm {
 namespace {
 
@@ -15,6 +17,22 @@ uint64_t watched_fork_count() {
   static const int registered = ::pthread_atfork(nullptr, nullptr, [] { ++fork_count; });
   static_cast<void>(registered);
   return fork_count.load(std::memory_order_relaxed);
+}
+
+// Any collective of a single rank.
+void copy_alone(const Collective& call) {
+  const void* from = call.sends.empty() ? call.input : call.sends[0].data;
+  void* to = call.receives.empty() ? call.output : call.receives[0].data;
+  copy_bytes(to, from, call.num_bytes());
+}
+
+Patience patience_of(const Collective& call) {
+  Patience patience;
+  patience.timeout_s = call.timeout_s;
+  if (call.op == OpKind::monitored_barrier) {
+    patience.names = call.wait_all_ranks ? Patience::Names::all_and_where : Patience::Names::all;
+  }
+  return patience;
 }
 
 }  // namespace
@@ -99,19 +117,8 @@ void Communicator::check_usable() const {
 
 Descriptor Communicator::prepare(Collective& call, const Algo* algo, const std::string& tag) const {
   check_usable();
+  check_call(call, rank_, world_size_);
   const bool has_codec = call.codec.up != CodecId::none;
-  RC_CHECK(call.timeout_s >= 0, "timeout must not be negative, got ", call.timeout_s, " s");
-  RC_CHECK(call.count >= 0, "count must not be negative, got ", call.count);
-  RC_CHECK(call.op != OpKind::broadcast || (call.root >= 0 && call.root < world_size_), "root must be 0 to ",
-           world_size_ - 1, ", not ", call.root);
-  RC_CHECK(!has_codec || call.op == OpKind::all_reduce, op_name(call.op), " takes no codec");
-  RC_CHECK(!has_codec || codec_takes(call.dtype), "codec ", codec_name(call.codec.up),
-           " takes float32, bfloat16 and float16, not ", dtype_name(call.dtype),
-           "; use codec=None for an exact result");
-  RC_CHECK(!has_codec || call.reduce_op == ReduceOp::sum || call.reduce_op == ReduceOp::avg,
-           "a codec works with op='sum' and 'avg', not '", reduce_op_name(call.reduce_op), "'");
-  RC_CHECK(has_codec || (call.codec.residual == nullptr && call.codec.owner_residual == nullptr),
-           "a residual needs a codec: nothing is lost in an exact all_reduce");
   RC_CHECK(tag.size() <= kTagBytes, "a tag has at most ", kTagBytes, " bytes, '", tag, "' has ", tag.size());
   if (algo != nullptr) {
     check_algo(*algo, call.op, call.num_bytes(), world_size_, has_codec, inline_bytes_);
@@ -124,9 +131,11 @@ Descriptor Communicator::prepare(Collective& call, const Algo* algo, const std::
   descriptor.op = call.op;
   descriptor.dtype = call.dtype;
   descriptor.reduce_op = call.reduce_op;
-  descriptor.algo = call.algo;
   descriptor.root = call.root;
-  descriptor.count = call.count;
+  if (!is_exchange(call.op)) {
+    descriptor.algo = call.algo;
+    descriptor.count = call.count;
+  }
   if (has_codec) {
     descriptor.codec_up = static_cast<uint8_t>(call.codec.up);
     descriptor.codec_down = static_cast<uint8_t>(call.codec.down);
@@ -237,10 +246,10 @@ OpStats Communicator::execute(const Collective& call, const Descriptor& descript
   if (!group_) RC_FAIL(aborted, "this communicator is closed; init() a new one");
   if (world_size_ == 1) {
     group_->throw_if_failed();
-    copy_bytes(call.output, call.input, call.num_bytes());
+    copy_alone(call);
   } else {
     try {
-      group_->begin(descriptor, call.timeout_s);
+      group_->begin(descriptor, patience_of(call));
       stats.bytes_sent = static_cast<uint64_t>(dispatch(call));
     } catch (const std::exception& error) {
       // Usually the group's fault, which fail() throws again. Anything else would leave the peers waiting.
@@ -255,12 +264,13 @@ OpStats Communicator::execute(const Collective& call, const Descriptor& descript
 }
 
 int64_t Communicator::dispatch(const Collective& call) {
-  if (call.op == OpKind::barrier) return barrier(*group_);
+  if (is_barrier(call.op)) return barrier(*group_);
+  if (is_exchange(call.op)) return exchange(*group_, call);
   switch (call.algo) {
     case Algo::one_shot:
       return one_shot(*group_, call);
     case Algo::two_shot:
-      return two_shot_all_reduce(*group_, call, scratch_);
+      return two_shot(*group_, call, scratch_);
     case Algo::ring:
       return ring_all_reduce(*group_, call);
     case Algo::staged:

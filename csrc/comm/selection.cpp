@@ -1,6 +1,7 @@
 #include "comm/selection.h"
 
 #include "base/error.h"
+#include "wire/exchange_layout.h"
 
 namespace ringcomm {
 namespace {
@@ -31,10 +32,27 @@ constexpr Rule kRules[] = {
     {OpKind::all_gather, kMaxRanks, kAny, Algo::staged, "large: pipelined through two staging buffers"},
     {OpKind::reduce_scatter, kMaxRanks, 32 * kKiB, Algo::one_shot, "small: data beside the flag"},
     {OpKind::reduce_scatter, kMaxRanks, kAny, Algo::staged, "large: pipelined through two staging buffers"},
+    {OpKind::reduce, 4, 32 * kKiB, Algo::one_shot, "small: one flag hop, data beside the flag"},
+    {OpKind::reduce, kMaxRanks, 8 * kKiB, Algo::one_shot, "small: one flag hop, data beside the flag"},
+    {OpKind::reduce, kMaxRanks, kAny, Algo::two_shot, "large: each rank sums one chunk, the root collects"},
+    {OpKind::gather, kMaxRanks, kAny, Algo::one_shot, "small: data beside the flag"},
+    {OpKind::gather, kMaxRanks, kAny, Algo::staged, "large: pipelined through two staging buffers"},
+    {OpKind::scatter, kMaxRanks, kAny, Algo::one_shot, "small: data beside the flag"},
+    {OpKind::scatter, kMaxRanks, kAny, Algo::staged, "large: pipelined through two staging buffers"},
+    {OpKind::all_to_all, kMaxRanks, kAny, Algo::one_shot, "small: data beside the flag"},
+    {OpKind::all_to_all, kMaxRanks, kAny, Algo::staged, "large: pipelined through two staging buffers"},
+    {OpKind::monitored_barrier, kMaxRanks, kAny, Algo::one_shot, "a barrier moves no data"},
 };
+
+// What a rank hands to peers in an exchange with equal parts; the root in a scatter, the others in a gather.
+int64_t exchange_bytes(OpKind op, int64_t num_bytes, int world_size) {
+  if (op == OpKind::scatter) return num_bytes * (world_size - 1);
+  return op == OpKind::gather ? num_bytes : num_bytes - num_bytes / world_size;
+}
 
 // What a rank puts beside its flag in one_shot.
 int64_t inline_payload_bytes(OpKind op, int64_t num_bytes, int world_size) {
+  if (is_exchange(op)) return exchange_bytes(op, num_bytes, world_size) + ExchangeCounts::bytes(world_size);
   return op == OpKind::reduce_scatter ? num_bytes * world_size : num_bytes;
 }
 
@@ -52,6 +70,7 @@ Choice choose_algo(OpKind op, int64_t num_bytes, int world_size, bool has_codec,
 
 void check_algo(Algo algo, OpKind op, int64_t num_bytes, int world_size, bool has_codec, int64_t inline_bytes) {
   const bool fits = inline_payload_bytes(op, num_bytes, world_size) <= inline_bytes;
+  RC_CHECK(!is_exchange(op), op_name(op), " takes no algo: every rank decides by the size of what it sends");
   bool known = false;
   switch (algo) {
     case Algo::one_shot:
@@ -60,6 +79,8 @@ void check_algo(Algo algo, OpKind op, int64_t num_bytes, int world_size, bool ha
       known = true;
       break;
     case Algo::two_shot:
+      known = op == OpKind::all_reduce || op == OpKind::reduce;
+      break;
     case Algo::ring:
       known = op == OpKind::all_reduce;
       break;
@@ -73,6 +94,8 @@ void check_algo(Algo algo, OpKind op, int64_t num_bytes, int world_size, bool ha
 
 int64_t exact_wire_bytes(OpKind op, Algo algo, int64_t num_bytes, int world_size) {
   const int64_t others = world_size - 1;
+  if (is_exchange(op)) return exchange_bytes(op, num_bytes, world_size);
+  if (op == OpKind::reduce) return num_bytes;
   if (op == OpKind::all_reduce && algo != Algo::one_shot) return ceil_div(2 * others * num_bytes, world_size);
   if (algo == Algo::one_shot) return inline_payload_bytes(op, num_bytes, world_size) * others;
   return num_bytes * others;

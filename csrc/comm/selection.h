@@ -12,13 +12,16 @@ struct Choice {
   std::string reason;
 };
 
-// inline_bytes: what fits beside a flag (ShmGroup::inline_bytes).
+// inline_bytes: what fits beside a flag (ShmGroup::inline_bytes). In a gather, scatter or all_to_all
+// this is what a rank that hands out equal parts does (one_shot or staged); with uneven parts every rank
+// decides for itself.
 Choice choose_algo(OpKind op, int64_t num_bytes, int world_size, bool has_codec, int64_t inline_bytes);
 
 // Throws UsageError unless `algo` can run the call.
 void check_algo(Algo algo, OpKind op, int64_t num_bytes, int world_size, bool has_codec, int64_t inline_bytes);
 
-// What one rank hands to its peers, in bytes, if the call is exact (float32 partial sums in a ring of
+// What one rank hands to its peers, in bytes, if the call is exact: the root in a broadcast or scatter, the
+// others in a reduce or gather (float32 partial sums in a ring of
 // 16-bit values are not counted here); for explain() and tests.
 int64_t exact_wire_bytes(OpKind op, Algo algo, int64_t num_bytes, int world_size);
 

@@ -24,8 +24,6 @@ constexpr int kRoundsPerCheck = 64;
 // Upper bound of one sleep: a fault that is set between the check and the sleep is seen this late.
 constexpr std::chrono::milliseconds kMaxSleep{20};
 
-constexpr const char* kLost = "The communicator is lost: close it and init() a new one.";
-
 int64_t nanoseconds_of(double timeout_s) {
   RC_CHECK(timeout_s > 0, "timeout must be positive, not ", timeout_s, " s");
   return static_cast<int64_t>(timeout_s * 1e9);
@@ -132,9 +130,11 @@ void ShmGroup::leave() {
 
 void ShmGroup::set_timeout(double timeout_s) { timeout_ns_.store(nanoseconds_of(timeout_s)); }
 
-void ShmGroup::begin(const Descriptor& descriptor, double timeout_s) {
+void ShmGroup::begin(const Descriptor& descriptor, const Patience& patience) {
   throw_if_failed();
-  call_timeout_ = std::chrono::nanoseconds(timeout_s > 0 ? nanoseconds_of(timeout_s) : timeout_ns_.load());
+  entering_ = descriptor;
+  patience_ = patience;
+  line(rank_).entered_seq.store(seq_ + 1, std::memory_order_relaxed);
   // A rank may be one collective ahead of a peer, not two (a broadcast's root does not wait):
   // this keeps slots readable and finds a mismatch at the latest here.
   deadline_set_ = false;
@@ -146,7 +146,6 @@ void ShmGroup::begin(const Descriptor& descriptor, double timeout_s) {
   }
   current_ = descriptor;
   ++seq_;
-  line(rank_).entered_seq.store(seq_, std::memory_order_relaxed);
 }
 
 void ShmGroup::announce() {
@@ -190,7 +189,7 @@ void ShmGroup::check_descriptor(int peer, uint32_t seq, const Descriptor& mine) 
   fail(Error(ErrorKind::mismatch,
              concat("ranks of group '", name_, "' called different operations: rank ", low, " called ",
                     low == rank_ ? my_text : their_text, ", rank ", std::max(rank_, peer), " called ",
-                    low == rank_ ? their_text : my_text, ". No data was reduced. ", kLost)));
+                    low == rank_ ? their_text : my_text, ". No data was reduced. ", kCommunicatorLost)));
 }
 
 // ---- flags ---------------------------------------------------------------------------------------
@@ -218,7 +217,7 @@ void ShmGroup::wait_flag_slowly(Flag& flag, uint32_t target, int peer) {
     if (arrived()) return;
   }
   if (!deadline_set_) {
-    deadline_ = Clock::now() + call_timeout_;
+    deadline_ = Clock::now() + timeout();
     interrupt_check_due_ = Clock::now() + kInterruptCheck;
     deadline_set_ = true;
   }
@@ -272,7 +271,7 @@ void ShmGroup::throw_if_peer_left(int peer, const Flag& flag, uint32_t target) {
       ErrorKind::peer_lost,
       concat("rank ", peer, " (pid ", pids_[static_cast<size_t>(peer)], ") closed group '", name_, "' after ",
              line(peer).completed_seq.load() - first_seq_, " collectives; rank ", rank_, " still waits for it in ",
-             describe_current(), ". Every rank must make the same calls before it closes. ", kLost),
+             describe_current(), ". Every rank must make the same calls before it closes. ", kCommunicatorLost),
       peer));
 }
 
@@ -288,10 +287,11 @@ void ShmGroup::throw_if_interrupted() {
 
 void ShmGroup::report_interrupt(const std::exception& error, const std::string& where) {
   const std::string what = error.what();  // "KeyboardInterrupt: ..." and a traceback
-  report(Error(ErrorKind::aborted,
-               concat("rank ", rank_, " (pid ", pids_[static_cast<size_t>(rank_)], ") was interrupted (",
-                      what.substr(0, what.find_first_of(":\n")), ") ", where, " of group '", name_, "'. ", kLost),
-               rank_));
+  report(Error(
+      ErrorKind::aborted,
+      concat("rank ", rank_, " (pid ", pids_[static_cast<size_t>(rank_)], ") was interrupted (",
+             what.substr(0, what.find_first_of(":\n")), ") ", where, " of group '", name_, "'. ", kCommunicatorLost),
+      rank_));
 }
 
 // Whom to name when `peer` is late: in a ring, `peer` may itself be waiting for the one that is.
@@ -328,14 +328,47 @@ std::string ShmGroup::where_is(int peer) const {
   return state.letter == 'T' || state.letter == 't' ? where + ", and the process is stopped" : where;
 }
 
+std::chrono::nanoseconds ShmGroup::timeout() const {
+  return std::chrono::nanoseconds(patience_.timeout_s > 0 ? nanoseconds_of(patience_.timeout_s) : timeout_ns_.load());
+}
+
+// Names all that have not come, not only the one that this rank happens to wait for.
+void ShmGroup::fail_monitored(int peer) {
+  constexpr size_t kRoom = kFaultTextBytes - 360;  // the rest of the sentence
+  const uint32_t barrier = line(rank_).entered_seq.load();
+  std::vector<int> late;
+  for (int rank = 0; rank < world_size_; ++rank) {
+    if (!reached(line(rank).entered_seq.load(), barrier)) late.push_back(rank);
+  }
+  if (late.empty()) late.push_back(peer);  // entered, and stopped before it could say so
+  std::string names;
+  for (size_t i = 0; i < late.size(); ++i) {
+    const std::string where =
+        i == 0 || patience_.names == Patience::Names::all_and_where ? "; " + where_is(late[i]) : "";
+    const std::string name = concat("rank ", late[i], " (pid ", pids_[static_cast<size_t>(late[i])], where, ")");
+    if (names.size() + name.size() > kRoom) {
+      names += concat(" and ", late.size() - i, " more");
+      break;
+    }
+    names += (i == 0 ? "" : ", ") + name;
+  }
+  fail(Error(ErrorKind::deadline,
+             concat(late.size(), " of ", world_size_, " ranks did not come within ",
+                    static_cast<double>(timeout().count()) / 1e9, " s to ", describe(entering_, barrier), " of group '",
+                    name_, "': ", names, ". Look for a rank that takes another path or is slow, or raise timeout=. ",
+                    kCommunicatorLost),
+             late.front()));
+}
+
 void ShmGroup::fail_deadline(int peer) {
+  if (patience_.names != Patience::Names::one) fail_monitored(peer);
   const int late = furthest_behind(peer);
-  fail(Error(
-      ErrorKind::deadline,
-      concat("rank ", late, " (pid ", pids_[static_cast<size_t>(late)], ") did not come within ",
-             call_timeout_.count() / 1e9, " s: rank ", rank_, " waits for it in ", describe_current(), " of group '", name_,
-             "'; ", where_is(late), ". Look for a rank that takes another path or is slow, or raise timeout=. ", kLost),
-      late));
+  fail(Error(ErrorKind::deadline,
+             concat("rank ", late, " (pid ", pids_[static_cast<size_t>(late)], ") did not come within ",
+                    timeout().count() / 1e9, " s: rank ", rank_, " waits for it in ", describe_current(), " of group '",
+                    name_, "'; ", where_is(late),
+                    ". Look for a rank that takes another path or is slow, or raise timeout=. ", kCommunicatorLost),
+             late));
 }
 
 void ShmGroup::on_peer_death(int peer) {
@@ -350,7 +383,7 @@ void ShmGroup::on_peer_death(int peer) {
                 "before its first collective. The communicator is lost: close it and init() a new one, with a fresh "
                 "store if this one served an earlier run.")
           : concat(inside ? "inside collective #" : "after collective #", entered,
-                   ". Output buffers of unfinished calls are undefined. ", kLost);
+                   ". Output buffers of unfinished calls are undefined. ", kCommunicatorLost);
   report(
       Error(ErrorKind::peer_lost,
             concat("rank ", peer, " (pid ", pids_[static_cast<size_t>(peer)], ") of group '", name_, "' died ", where),

@@ -53,6 +53,16 @@ struct Interrupted {
 };
 constexpr std::chrono::milliseconds kInterruptCheck{100};
 
+// Ends the message of every error after which nobody can go on.
+constexpr const char* kCommunicatorLost = "The communicator is lost: close it and init() a new one.";
+
+// A collective that has a deadline of its own, and what the error says when it passes.
+struct Patience {
+  enum class Names { one, all, all_and_where };  // late ranks
+  double timeout_s = 0;                          // 0: the group's
+  Names names = Names::one;
+};
+
 class ShmGroup {
  public:
   // Bytes of the two kinds of segment that the group maps.
@@ -72,9 +82,8 @@ class ShmGroup {
   int64_t inline_bytes() const { return layout_.inline_bytes; }
   int64_t buffer_bytes() const { return layout_.half_bytes; }
 
-  // Starts collective number seq() with this description and a deadline of timeout_s seconds (0: the
-  // group's). Throws the group's fault if there is one.
-  void begin(const Descriptor& descriptor, double timeout_s = 0);
+  // Starts collective number seq() with this description. Throws the group's fault if there is one.
+  void begin(const Descriptor& descriptor, const Patience& patience = {});
   // Publishes the description and all bytes written so far.
   void announce();
   // Blocks until `peer` has announced this collective; throws MismatchError if it announced another.
@@ -101,7 +110,7 @@ class ShmGroup {
   void throw_if_failed() const;
   // Records for all ranks that check_interrupt threw `error`; any thread. `where` follows "interrupted".
   void report_interrupt(const std::exception& error, const std::string& where);
-  // The group's deadline from the next begin() on; any thread.
+  // The group's deadline from the next wait on; any thread.
   void set_timeout(double timeout_s);
   // Tells the peers that this rank will not come back; they fail only if they wait for it.
   void leave();
@@ -122,7 +131,9 @@ class ShmGroup {
   void throw_if_peer_left(int peer, const Flag& flag, uint32_t target);
   int furthest_behind(int peer) const;
   std::string where_is(int peer) const;
+  std::chrono::nanoseconds timeout() const;  // of the current collective
   [[noreturn]] void fail_deadline(int peer);
+  [[noreturn]] void fail_monitored(int peer);
   void on_peer_death(int peer);
   void wake_everyone();
 
@@ -142,11 +153,12 @@ class ShmGroup {
   std::unique_ptr<LivenessMonitor> monitor_;
 
   uint32_t seq_;                       // of the current or last collective; the first is first_seq + 1
+  Descriptor entering_;                // what begin() was called with last
+  Patience patience_;                  // ... and that
   uint32_t step_base_;                 // steps of all finished collectives
   Descriptor current_;                 // of collective seq_
   std::vector<uint32_t> checked_seq_;  // per peer: the last collective whose announcement was seen and compared
   bool deadline_set_ = false;          // the clock starts at the first wait that is not over at once
-  std::chrono::nanoseconds call_timeout_{0};
   std::chrono::steady_clock::time_point deadline_;
   std::chrono::steady_clock::time_point interrupt_check_due_;
 };

@@ -6,11 +6,12 @@ namespace ringcomm {
 
 std::string describe(const Descriptor& d, uint32_t seq) {
   std::string text;
-  if (d.op != OpKind::barrier) {
-    text = concat(dtype_name(d.dtype), " x ", d.count);
-    if (d.op == OpKind::all_reduce || d.op == OpKind::reduce_scatter) text += concat(", ", reduce_op_name(d.reduce_op));
+  if (!is_barrier(d.op)) {
+    text = dtype_name(d.dtype);
+    if (!is_exchange(d.op)) text += concat(" x ", d.count);
+    if (reduces(d.op)) text += concat(", ", reduce_op_name(d.reduce_op));
     if (d.root >= 0) text += concat(", root ", d.root);
-    text += concat(", ", algo_name(d.algo));
+    if (!is_exchange(d.op)) text += concat(", ", algo_name(d.algo));
     if (d.codec_up != 0 || d.codec_down != 0) {
       text += concat(", codec ids ", int{d.codec_up}, "/", int{d.codec_down});
       if ((d.codec_flags & 1) != 0) text += " stochastic";

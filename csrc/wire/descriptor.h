@@ -12,8 +12,32 @@
 namespace ringcomm {
 
 // Wire ids: append, never renumber.
-enum class OpKind : uint8_t { barrier = 0, all_reduce = 1, broadcast = 2, all_gather = 3, reduce_scatter = 4 };
-constexpr int kNumOps = 5;
+enum class OpKind : uint8_t {
+  barrier = 0,
+  all_reduce = 1,
+  broadcast = 2,
+  all_gather = 3,
+  reduce_scatter = 4,
+  reduce = 5,
+  gather = 6,
+  scatter = 7,
+  all_to_all = 8,
+  monitored_barrier = 9,
+};
+constexpr int kNumOps = 10;
+
+constexpr bool is_barrier(OpKind op) { return op == OpKind::barrier || op == OpKind::monitored_barrier; }
+// Operations whose counts may differ from one pair of ranks to the next: every rank announces its own
+// (wire/exchange_layout.h), the descriptor has none.
+constexpr bool is_exchange(OpKind op) {
+  return op == OpKind::gather || op == OpKind::scatter || op == OpKind::all_to_all;
+}
+constexpr bool has_root(OpKind op) {
+  return op == OpKind::broadcast || op == OpKind::reduce || op == OpKind::gather || op == OpKind::scatter;
+}
+constexpr bool reduces(OpKind op) {
+  return op == OpKind::all_reduce || op == OpKind::reduce_scatter || op == OpKind::reduce;
+}
 
 enum class Algo : uint8_t { one_shot = 0, two_shot = 1, ring = 2, staged = 3 };
 constexpr int kNumAlgos = 4;
@@ -30,6 +54,16 @@ constexpr const char* op_name(OpKind op) {
       return "all_gather";
     case OpKind::reduce_scatter:
       return "reduce_scatter";
+    case OpKind::reduce:
+      return "reduce";
+    case OpKind::gather:
+      return "gather";
+    case OpKind::scatter:
+      return "scatter";
+    case OpKind::all_to_all:
+      return "all_to_all";
+    case OpKind::monitored_barrier:
+      return "monitored_barrier";
   }
   return "?";
 }
@@ -52,13 +86,13 @@ constexpr const char* algo_name(Algo algo) {
 //      0      1  op
 //      1      1  dtype
 //      2      1  reduce_op      (0 where the operation reduces nothing)
-//      3      1  algo
+//      3      1  algo           (0 in an exchange: every rank's own choice)
 //      4      1  codec_up       CodecId
 //      5      1  codec_down     CodecId
 //      6      2  codec_flags    bit 0: stochastic rounding; bit 1: owner residual
 //      8      4  root           (-1 where there is none)
 //     12      4  reserved       0
-//     16      8  count          elements per rank, as op defines it
+//     16      8  count          elements per rank, as op defines it (0 in an exchange)
 //     24     24  tag            the caller's label, zero padded
 constexpr int kTagBytes = 24;
 struct Descriptor {

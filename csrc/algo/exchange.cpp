@@ -1,0 +1,166 @@
+// exchange: gather, scatter and all_to_all, with a count of its own for every pair of ranks.
+//
+// Steps       stage: put a piece for every destination into the own slab
+//             read: copy what lies there for this rank out of the peers' slabs
+//             stage(0), announce, check all counts, then for each segment s: read(s), stage(s+1), publish.
+//             The own part is copied directly.
+// Wire bytes  what a rank sends to others, once
+// Scratch     the inline payload if everything that a rank sends fits there: one flag hop, one segment.
+//             Else input buffer 0 for segment 0 and the two result buffers in turn for the others, so
+//             nothing waits for a hop before segment 0 or after the last one. A rank decides for
+//             itself; its readers see it from its counts (wire/exchange_layout.h).
+// Ordering    announce releases the counts and segment 0. One release per further segment: a rank that
+//             published s has staged s and read everything of s-1. It waits for the peers that it reads
+//             from, before it reads s, and for those that read from it, before it stages s+1 into the
+//             buffer of s-1. Segment 0 has been read when its readers published 1, for which its
+//             writer, having at least two segments, waits: the input buffer ends unread.
+//             Ranks that have nothing to do with each other do not wait for each other.
+// Best for    all sizes
+#include <vector>
+
+#include "algo/collective.h"
+#include "wire/exchange_layout.h"
+
+namespace ringcomm {
+namespace {
+
+// Segment 0 comes with the announcement.
+constexpr uint32_t step_of(int64_t segment) { return static_cast<uint32_t>(segment); }
+
+void copy_to_staging(uint8_t* to, const uint8_t* from, int64_t num_bytes) { copy_bytes(to, from, num_bytes); }
+
+class Exchange {
+ public:
+  Exchange(ShmGroup& group, const Collective& call)
+      : group_(group),
+        rank_(group.rank()),
+        world_size_(group.world_size()),
+        elem_bytes_(static_cast<int64_t>(dtype_size(call.dtype))),
+        sends_(call.sends),
+        receives_(call.receives),
+        outgoing_(static_cast<size_t>(world_size_)),
+        incoming_(static_cast<size_t>(world_size_)) {
+    sends_.resize(static_cast<size_t>(world_size_));
+    receives_.resize(static_cast<size_t>(world_size_));
+    if (call.op == OpKind::gather) sends_[static_cast<size_t>(call.root)] = {call.input, call.count};
+    if (call.op == OpKind::scatter) receives_[static_cast<size_t>(call.root)] = {call.output, call.count};
+  }
+
+  // Returns the bytes that this rank sent.
+  int64_t run() {
+    announce();
+    group_.wait_all_announced();
+    check_counts();
+    find_incoming();
+    const size_t self = static_cast<size_t>(rank_);
+    copy_bytes(receives_[self].data, sends_[self].data, sends_[self].count * elem_bytes_);
+
+    for (int64_t segment = 0; segment < own_segments_; ++segment) {
+      for (int hop = 1; hop < world_size_; ++hop) read((rank_ + hop) % world_size_, segment);
+      if (segment + 1 < num_segments_) stage(segment + 1);
+      if (segment + 1 < own_segments_) group_.publish_step(step_of(segment + 1));
+    }
+    group_.end(step_of(max_segments_ - 1));
+    return bytes_sent_;
+  }
+
+ private:
+  struct Incoming {
+    ExchangeLayout::Lane lane;
+    bool is_inline = true;
+    int64_t num_segments = 1;
+  };
+
+  ExchangeCounts counts_of(int rank) { return ExchangeCounts::at(group_.inline_payload(rank), world_size_); }
+  ExchangeLayout layout_of(int rank) {
+    return ExchangeLayout(counts_of(rank).sends, elem_bytes_, rank, world_size_, group_.inline_bytes(),
+                          group_.buffer_bytes());
+  }
+  // Where `rank` puts a segment of what it sends.
+  uint8_t* place(int rank, bool is_inline, int64_t segment) {
+    if (is_inline) return group_.inline_payload(rank);
+    return segment == 0 ? group_.input_buffer(rank, 0) : group_.result_buffer(rank, segment);
+  }
+
+  void announce() {
+    const ExchangeCounts counts = counts_of(rank_);
+    for (int peer = 0; peer < world_size_; ++peer) {
+      counts.sends[peer] = sends_[static_cast<size_t>(peer)].count;
+      counts.receives[peer] = receives_[static_cast<size_t>(peer)].count;
+    }
+    const ExchangeLayout layout = layout_of(rank_);
+    for (int dest = 0; dest < world_size_; ++dest) outgoing_[static_cast<size_t>(dest)] = layout.lane(dest);
+    is_inline_ = layout.is_inline();
+    num_segments_ = layout.num_segments();
+    bytes_sent_ = layout.total();
+    stage(0);
+    group_.announce();
+  }
+
+  // Every rank compares every pair, so all raise the same sentence, in this call.
+  void check_counts() {
+    for (int from = 0; from < world_size_; ++from) {
+      const int64_t* sends = counts_of(from).sends;
+      for (int to = 0; to < world_size_; ++to) {
+        const int64_t expected = counts_of(to).receives[from];
+        if (sends[to] == expected) continue;
+        group_.fail(Error(ErrorKind::mismatch,
+                          concat("ranks of group '", group_.name(), "' disagree in ", group_.describe_current(),
+                                 ": rank ", from, " sends ", sends[to], " elements to rank ", to, ", which expects ",
+                                 expected, ". Nothing was received. ", kCommunicatorLost)));
+      }
+    }
+  }
+
+  void find_incoming() {
+    own_segments_ = max_segments_ = num_segments_;
+    for (int peer = 0; peer < world_size_; ++peer) {
+      if (peer == rank_) continue;
+      const ExchangeLayout layout = layout_of(peer);
+      const Incoming incoming{layout.lane(rank_), layout.is_inline(), layout.num_segments()};
+      max_segments_ = std::max(max_segments_, incoming.num_segments);
+      if (incoming.lane.total > 0) own_segments_ = std::max(own_segments_, incoming.num_segments);
+      incoming_[static_cast<size_t>(peer)] = incoming;
+    }
+  }
+
+  void stage(int64_t segment) {
+    for (int hop = 1; hop < world_size_; ++hop) {
+      const size_t dest = static_cast<size_t>((rank_ + hop) % world_size_);
+      const Range range = outgoing_[dest].range(segment);
+      copy_to_staging(place(rank_, is_inline_, segment) + outgoing_[dest].offset,
+                      bytes_at(sends_[dest].data, range.begin), range.count());
+    }
+  }
+
+  void read(int peer, int64_t segment) {
+    const Incoming& incoming = incoming_[static_cast<size_t>(peer)];
+    const bool reads = incoming.lane.total > 0 && segment < incoming.num_segments;
+    const bool is_read = outgoing_[static_cast<size_t>(peer)].total > 0 && segment < num_segments_;
+    if (segment > 0 && (reads || is_read)) group_.wait_step(peer, step_of(segment));
+    if (!reads) return;
+    const Range range = incoming.lane.range(segment);
+    copy_bytes(bytes_at(receives_[static_cast<size_t>(peer)].data, range.begin),
+               place(peer, incoming.is_inline, segment) + incoming.lane.offset, range.count());
+  }
+
+  ShmGroup& group_;
+  const int rank_;
+  const int world_size_;
+  const int64_t elem_bytes_;
+  std::vector<SendPart> sends_;        // by rank
+  std::vector<ReceivePart> receives_;  // by rank
+  std::vector<ExchangeLayout::Lane> outgoing_;
+  std::vector<Incoming> incoming_;
+  bool is_inline_ = true;     // what this rank sends
+  int64_t num_segments_ = 1;  // of what this rank sends
+  int64_t own_segments_ = 1;  // ... and of what it reads
+  int64_t max_segments_ = 1;  // of any rank
+  int64_t bytes_sent_ = 0;
+};
+
+}  // namespace
+
+int64_t exchange(ShmGroup& group, const Collective& call) { return Exchange(group, call).run(); }
+
+}  // namespace ringcomm
