@@ -1,5 +1,6 @@
 """How a process becomes a rank: who it is, where the others are, and a communicator with them."""
 
+import os
 import sys
 import threading
 import weakref
@@ -12,7 +13,7 @@ from ringcomm.errors import UsageError
 from ringcomm.rendezvous import boot_id, rendezvous
 from ringcomm.store import Store, TCPStore, shared_store
 
-__all__ = ["init"]
+__all__ = ["init", "join"]
 
 DEFAULT_BUFFER_KIB = 512
 """Size of one staging buffer; a rank has four, and two small slots (2.1 MiB in all)."""
@@ -62,10 +63,6 @@ def init(
         SystemResourceError: no shared memory or descriptors.
     """
     seconds = _seconds(timeout)
-    buffer_bytes = _buffer_bytes()
-    simd = env.get("RINGCOMM_SIMD")
-    if simd is not None:
-        _core.set_simd_level(simd)
     if store is None and group is None and rank is None and world_size is None:
         group = _default_torch_group()
     if group is not None:
@@ -91,40 +88,64 @@ def init(
         raise UsageError(
             f"name has {len(name.encode())} bytes, at most {_MAX_NAME_BYTES} are allowed"
         )
+    if store is None and world_size > 1:
+        store = _default_store(rank, world_size, seconds)
+    core = join(rank, world_size, store, timeout=seconds, name=name)
+    if store is not None and store in _group_stores:  # every rank has read it
+        _group_stores.remove(store)
+        store.close()
+    return Communicator(core, name=name, timeout=seconds)
+
+
+def join(
+    rank: int, world_size: int, store: Store | None, *, timeout: float, name: str
+) -> _core.Communicator:
+    """Meets the other ranks in ``store`` (None: a single rank) and returns a communicator of the core.
+
+    Collective. What it returns knows addresses and enum values only: :func:`init` puts the Python
+    face on it, the torch backend the one of torch.
+
+    Raises:
+        As :func:`init`.
+    """
+    simd = env.get("RINGCOMM_SIMD")
+    if simd is not None:
+        _core.set_simd_level(simd)
     if world_size == 1:
         store = None
-    elif store is None:
-        store = _default_store(rank, world_size, seconds)
+    buffer_bytes = _buffer_bytes()
     with rendezvous(
         store,
         rank,
         world_size,
         prefix=_next_prefix(store),
         name=name,
-        timeout=seconds,
+        timeout=timeout,
         buffer_bytes=buffer_bytes,
         first_seq=_first_seq,
     ) as endpoints:
-        comm = Communicator(
-            endpoints,
-            rank,
+        core = _core.Communicator(
+            rank=rank,
+            world_size=world_size,
             name=name,
-            timeout=seconds,
+            timeout_s=timeout,
             buffer_bytes=buffer_bytes,
+            num_cores=len(os.sched_getaffinity(0)),
+            control_fd=endpoints.control_fd,
+            staging_fds=endpoints.staging_fds,
+            pidfds=endpoints.pidfds,
+            pids=endpoints.pids,
             first_seq=_first_seq,
         )
-    if store is not None and store in _group_stores:  # every rank has read it
-        _group_stores.remove(store)
-        store.close()
     env.logger().info(
         "group '%s': rank %d of %d, shared memory, %s kernels, deadline %g s",
         name,
         rank,
         world_size,
         _core.simd_level(),
-        seconds,
+        timeout,
     )
-    return comm
+    return core
 
 
 def _seconds(timeout: float | timedelta | None) -> float:

@@ -2,7 +2,6 @@
 
 import atexit
 import contextlib
-import os
 import threading
 import weakref
 from collections import deque
@@ -12,7 +11,6 @@ from ringcomm import _core
 from ringcomm.arrays import ArrayView, contiguous_copy, copy_back, empty_like, view
 from ringcomm.codecs import Codec
 from ringcomm.codecs import codec as parse_codec
-from ringcomm.descriptors import Endpoints
 from ringcomm.errors import AbortedError, RingcommError, UsageError
 from ringcomm.plan import Plan, choose
 
@@ -83,33 +81,12 @@ class Communicator:
         timeout: The deadline of every call, in seconds.
     """
 
-    def __init__(
-        self,
-        endpoints: Endpoints,
-        rank: int,
-        *,
-        name: str,
-        timeout: float,
-        buffer_bytes: int,
-        first_seq: int = 0,
-    ) -> None:
-        self.rank = rank
-        self.world_size = len(endpoints.pids)
+    def __init__(self, core: _core.Communicator, *, name: str, timeout: float) -> None:
+        self.rank = core.rank
+        self.world_size = core.world_size
         self.name = name
         self.timeout = timeout
-        self._core = _core.Communicator(
-            rank=rank,
-            world_size=self.world_size,
-            name=name,
-            timeout_s=timeout,
-            buffer_bytes=buffer_bytes,
-            num_cores=len(os.sched_getaffinity(0)),
-            control_fd=endpoints.control_fd,
-            staging_fds=endpoints.staging_fds,
-            pidfds=endpoints.pidfds,
-            pids=endpoints.pids,
-            first_seq=first_seq,
-        )
+        self._core = core
         self._collective = self._core.collective
         self._encoded_calls = 0  # the step of stochastic rounding
         # Arrays of asynchronous calls, whatever becomes of the caller's references and Work.

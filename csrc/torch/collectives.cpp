@@ -338,18 +338,14 @@ RingBackend::WorkPtr RingBackend::alltoall_base(at::Tensor& output, at::Tensor& 
 
 RingBackend::WorkPtr RingBackend::barrier(const c10d::BarrierOptions& options) {
   Operation operation(*core_, OpType::BARRIER, "ringcomm:barrier", "barrier");
-  rc_call call{};
-  call.op = core_->ops().barrier;
-  call.algo = call.root = -1;
-  operation.calls.push_back(call);
+  operation.synchronize(core_->ops().barrier);
   return launch(std::move(operation), options.asyncOp, options.timeout);
 }
 
-void RingBackend::monitoredBarrier(const c10d::BarrierOptions& options, bool) {
-  // Every barrier of ours says who did not come.
-  c10d::BarrierOptions now = options;
-  now.asyncOp = false;
-  barrier(now);
+void RingBackend::monitoredBarrier(const c10d::BarrierOptions& options, bool wait_all_ranks) {
+  Operation operation(*core_, OpType::BARRIER, "ringcomm:monitored_barrier", "monitored_barrier");
+  operation.synchronize(core_->ops().monitored_barrier).wait_all_ranks = wait_all_ranks ? 1 : 0;
+  launch(std::move(operation), false, options.timeout);
 }
 
 // ---- sparse all_reduce ---------------------------------------------------------------------------

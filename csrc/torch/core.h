@@ -16,7 +16,8 @@ namespace ringcomm::adapter {
 
 // Ids of the operations; -1: this core has none.
 struct OpIds {
-  int32_t barrier, all_reduce, broadcast, all_gather, reduce_scatter, reduce, gather, scatter, all_to_all;
+  int32_t barrier, monitored_barrier, all_reduce, broadcast, all_gather, reduce_scatter, reduce, gather, scatter,
+      all_to_all;
 };
 
 // How the core is told about an element type. A type that it does not know moves as bytes.

@@ -12,6 +12,9 @@ namespace py = pybind11;
 using ringcomm::adapter::Core;
 using ringcomm::adapter::RingBackend;
 
+// ringcomm/adapter.py looks for this in the file before it loads it.
+[[gnu::used]] const char kStamp[] = "ringcomm._c10d was built for torch " TORCH_VERSION;
+
 template <typename T>
 T* from_capsule(const py::object& capsule, const char* name) {
   auto* pointer = PyCapsule_GetPointer(capsule.ptr(), name);
@@ -35,7 +38,6 @@ c10::intrusive_ptr<RingBackend> make_backend(const py::object& table, const py::
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.doc() = "torch.distributed's backend \"ringcomm\"; see ringcomm/backend.py.";
-  module.attr("TORCH_VERSION") = TORCH_VERSION;
   py::class_<RingBackend, c10d::Backend, c10::intrusive_ptr<RingBackend>>(module, "Backend")
       .def(py::init(&make_backend), py::arg("table"), py::arg("comm"), py::arg("rank"), py::arg("size"),
            py::arg("timeout_s"), py::arg("group_name"), py::arg("global_ranks"));

@@ -31,6 +31,7 @@ class Operation {
   rc_call& move(int32_t op, const at::Tensor& like, int64_t num_items, int root = -1);
   rc_call& reduce(int32_t op, const at::Tensor& like, int64_t num_items, const c10d::ReduceOp& reduce_op,
                   int root = -1);
+  rc_call& synchronize(int32_t op) { return add(op, {0, 0}, 0, -1); }
   // Parts by rank, of tensors or of pieces of one tensor.
   const rc_part* read_parts(at::ArrayRef<at::Tensor> tensors);
   const rc_part* write_parts(at::ArrayRef<at::Tensor> tensors);
