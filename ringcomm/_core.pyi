@@ -81,7 +81,6 @@ def format_staging(staging_fd: int, buffer_bytes: int, first_seq: int = 0) -> No
 def choose_algo(
     op: int, num_bytes: int, world_size: int, has_codec: bool, inline_bytes: int
 ) -> tuple[str, str, int]: ...
-
 def exchange_layout(
     send_counts: Sequence[int], elem_bytes: int, rank: int, inline_bytes: int, buffer_bytes: int
 ) -> tuple[bool, list[tuple[int, list[tuple[int, int]]]]]: ...

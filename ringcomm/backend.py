@@ -52,20 +52,19 @@ def _create(options: Any, _backend_options: Any) -> Any:
     from ringcomm import _core, adapter, bootstrap
 
     module = adapter.load()
-    seconds = options.timeout.total_seconds()
-    comm = bootstrap.join(
+    comm = bootstrap.init(
         options.group_rank,
         options.group_size,
-        options.store,
-        timeout=seconds,
+        store=options.store,
+        timeout=options.timeout,
         name=f"torch/{options.group_id}"[:_MAX_NAME],
     )
     return module.Backend(
         _core.c_table(),
-        comm.c_handle(),
+        comm.hand_over(),
         options.group_rank,
         options.group_size,
-        seconds,
+        options.timeout.total_seconds(),
         options.group_id,
         options.global_ranks_in_group or list(range(options.group_size)),
     )

@@ -1,6 +1,5 @@
 """How a process becomes a rank: who it is, where the others are, and a communicator with them."""
 
-import os
 import sys
 import threading
 import weakref
@@ -8,19 +7,20 @@ from datetime import timedelta
 from typing import Any
 
 from ringcomm import _core, env
-from ringcomm.comm import Communicator
+from ringcomm.arguments import group_name
+from ringcomm.arguments import seconds as in_seconds
+from ringcomm.comm import Communicator, connect
 from ringcomm.errors import UsageError
-from ringcomm.rendezvous import boot_id, rendezvous
+from ringcomm.rendezvous import boot_id
 from ringcomm.store import Store, TCPStore, shared_store
 
-__all__ = ["init", "join"]
+__all__ = ["init"]
 
 DEFAULT_BUFFER_KIB = 512
 """Size of one staging buffer; a rank has four, and two small slots (2.1 MiB in all)."""
 
 _NUM_BUFFERS = 4
 _DEFAULT_PORT = 29433
-_MAX_NAME_BYTES = 64
 _first_seq = 0
 """Where the wrapping counters of new groups start. Tests let them wrap around early."""
 
@@ -62,7 +62,11 @@ def init(
         DeadlineError: a rank did not come. PeerLostError: one died during set-up.
         SystemResourceError: no shared memory or descriptors.
     """
-    seconds = _seconds(timeout)
+    seconds = in_seconds(env.get("RINGCOMM_TIMEOUT") if timeout is None else timeout)
+    buffer_bytes = _buffer_bytes()
+    simd = env.get("RINGCOMM_SIMD")
+    if simd is not None:
+        _core.set_simd_level(simd)
     if store is None and group is None and rank is None and world_size is None:
         group = _default_torch_group()
     if group is not None:
@@ -84,77 +88,33 @@ def init(
         raise UsageError(f"world_size must be 1 to {_core.MAX_RANKS}, not {world_size}")
     if not 0 <= rank < world_size:
         raise UsageError(f"rank must be 0 to {world_size - 1}, not {rank}")
-    if len(name.encode()) > _MAX_NAME_BYTES:
-        raise UsageError(
-            f"name has {len(name.encode())} bytes, at most {_MAX_NAME_BYTES} are allowed"
-        )
-    if store is None and world_size > 1:
-        store = _default_store(rank, world_size, seconds)
-    core = join(rank, world_size, store, timeout=seconds, name=name)
-    if store is not None and store in _group_stores:  # every rank has read it
-        _group_stores.remove(store)
-        store.close()
-    return Communicator(core, name=name, timeout=seconds)
-
-
-def join(
-    rank: int, world_size: int, store: Store | None, *, timeout: float, name: str
-) -> _core.Communicator:
-    """Meets the other ranks in ``store`` (None: a single rank) and returns a communicator of the core.
-
-    Collective. What it returns knows addresses and enum values only: :func:`init` puts the Python
-    face on it, the torch backend the one of torch.
-
-    Raises:
-        As :func:`init`.
-    """
-    simd = env.get("RINGCOMM_SIMD")
-    if simd is not None:
-        _core.set_simd_level(simd)
+    group_name(name)
     if world_size == 1:
         store = None
-    buffer_bytes = _buffer_bytes()
-    with rendezvous(
+    elif store is None:
+        store = _default_store(rank, world_size, seconds)
+    comm = connect(
         store,
         rank,
         world_size,
         prefix=_next_prefix(store),
         name=name,
-        timeout=timeout,
+        timeout=seconds,
         buffer_bytes=buffer_bytes,
         first_seq=_first_seq,
-    ) as endpoints:
-        core = _core.Communicator(
-            rank=rank,
-            world_size=world_size,
-            name=name,
-            timeout_s=timeout,
-            buffer_bytes=buffer_bytes,
-            num_cores=len(os.sched_getaffinity(0)),
-            control_fd=endpoints.control_fd,
-            staging_fds=endpoints.staging_fds,
-            pidfds=endpoints.pidfds,
-            pids=endpoints.pids,
-            first_seq=_first_seq,
-        )
+    )
+    if store is not None and store in _group_stores:  # every rank has read it
+        _group_stores.remove(store)
+        store.close()
     env.logger().info(
         "group '%s': rank %d of %d, shared memory, %s kernels, deadline %g s",
         name,
         rank,
         world_size,
         _core.simd_level(),
-        timeout,
+        seconds,
     )
-    return core
-
-
-def _seconds(timeout: float | timedelta | None) -> float:
-    if timeout is None:
-        timeout = env.get("RINGCOMM_TIMEOUT")
-    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else float(timeout)
-    if not 0 < seconds < 1e9:
-        raise UsageError(f"timeout must be a positive number of seconds, not {timeout}")
-    return seconds
+    return comm
 
 
 def _buffer_bytes() -> int:

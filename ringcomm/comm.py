@@ -2,24 +2,46 @@
 
 import atexit
 import contextlib
+import os
 import threading
 import weakref
 from collections import deque
+from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
+import numpy as np
+
 from ringcomm import _core
-from ringcomm.arrays import ArrayView, contiguous_copy, copy_back, empty_like, view
+from ringcomm.arguments import (
+    Parts,
+    group_name,
+    in_place,
+    is_list,
+    lookup,
+    output,
+    parts_to_receive,
+    parts_to_send,
+    readable,
+    residual_pointer,
+    row_counts,
+    seconds,
+    whole_number,
+)
+from ringcomm.arrays import ArrayView, empty_like, view
 from ringcomm.codecs import Codec
 from ringcomm.codecs import codec as parse_codec
-from ringcomm.errors import AbortedError, RingcommError, UsageError
+from ringcomm.descriptors import Endpoints
+from ringcomm.errors import AbortedError, RingcommError, SystemResourceError, UsageError
 from ringcomm.plan import Plan, choose
+from ringcomm.rendezvous import rendezvous
+from ringcomm.store import Store, TCPStore
 
-__all__ = ["Communicator", "Work"]
+__all__ = ["Communicator", "Work", "connect"]
 
 _OPS: dict[str, int] = _core.OPS
 _REDUCE_OPS: dict[str, int] = _core.REDUCE_OPS
 _ALGOS: dict[str | None, int] = {None: -1} | dict(_core.ALGOS.items())
-_FLOAT32: int = _core.DTYPES["float32"]
 _ALL_REDUCE = _OPS["all_reduce"]
 
 
@@ -81,12 +103,37 @@ class Communicator:
         timeout: The deadline of every call, in seconds.
     """
 
-    def __init__(self, core: _core.Communicator, *, name: str, timeout: float) -> None:
-        self.rank = core.rank
-        self.world_size = core.world_size
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        rank: int,
+        *,
+        name: str,
+        timeout: float,
+        buffer_bytes: int,
+        first_seq: int = 0,
+        num_cores: int | None = None,
+    ) -> None:
+        self.rank = rank
+        self.world_size = len(endpoints.pids)
         self.name = name
         self.timeout = timeout
-        self._core = core
+        self._buffer_bytes = buffer_bytes
+        self._first_seq = first_seq
+        self._num_cores = len(os.sched_getaffinity(0)) if num_cores is None else num_cores
+        self._core = _core.Communicator(
+            rank=rank,
+            world_size=self.world_size,
+            name=name,
+            timeout_s=timeout,
+            buffer_bytes=buffer_bytes,
+            num_cores=self._num_cores,
+            control_fd=endpoints.control_fd,
+            staging_fds=endpoints.staging_fds,
+            pidfds=endpoints.pidfds,
+            pids=endpoints.pids,
+            first_seq=first_seq,
+        )
         self._collective = self._core.collective
         self._encoded_calls = 0  # the step of stochastic rounding
         # Arrays of asynchronous calls, whatever becomes of the caller's references and Work.
@@ -149,8 +196,8 @@ class Communicator:
                 )
                 return x
         compress = parse_codec("none" if codec is None else codec)
-        reduce_op, algo_id = _lookup(op, _REDUCE_OPS, "op"), _lookup(algo, _ALGOS, "algo")
-        target, finish = _in_place(x)
+        reduce_op, algo_id = lookup(op, _REDUCE_OPS, "op"), lookup(algo, _ALGOS, "algo")
+        target, finish = in_place(x)
         if compress.exact:
             if residual is not None or owner_residual is not None:
                 raise UsageError("a residual needs a codec: nothing is lost in an exact all_reduce")
@@ -180,8 +227,8 @@ class Communicator:
                 compress.rounding == "stochastic",
                 compress.seed,
                 step,
-                _residual_pointer(residual, target.num_elems, "residual"),
-                _residual_pointer(owner_residual, target.num_elems, "owner_residual"),
+                residual_pointer(residual, target.num_elems, "residual"),
+                residual_pointer(owner_residual, target.num_elems, "owner_residual"),
                 algo_id,
                 tag,
                 async_op,
@@ -205,20 +252,40 @@ class Communicator:
             As :meth:`all_reduce`.
         """
         self._check_root(root)
-        target, finish = _in_place(x, writable=self.rank != root)
-        core = self._collective(
-            _OPS["broadcast"],
-            target.ptr,
-            target.ptr,
-            target.num_elems,
-            target.dtype,
-            0,
-            root,
-            -1,
-            tag,
-            async_op,
-        )
+        target, finish = in_place(x, writable=self.rank != root)
+        core = self._issue("broadcast", target, target.ptr, tag, async_op, root=root)
         return self._result(core, x, finish, (target,))
+
+    def reduce(
+        self, x: Any, root: int = 0, op: str = "sum", async_op: bool = False, *, tag: str = ""
+    ) -> Any:
+        """Reduces ``x`` over all ranks into the root's ``x``, in place; the same bits as :meth:`all_reduce`.
+
+        Args:
+            x: The same shape and dtype on every rank. Holds the result on the root afterwards; not
+                modified elsewhere, where it may be read-only.
+            root: Rank that gets the result.
+            op: As in :meth:`all_reduce`.
+            async_op: As in :meth:`all_reduce`.
+            tag: As in :meth:`all_reduce`.
+
+        Returns:
+            ``x`` on the root and None elsewhere, or a :class:`Work`. A small reduce returns before
+            the root has read what the others put in.
+
+        Raises:
+            As :meth:`all_reduce`.
+        """
+        self._check_root(root)
+        reduce_op = lookup(op, _REDUCE_OPS, "op")
+        if self.rank == root:
+            array, finish = in_place(x)
+            value, target = x, array.ptr
+        else:
+            array, finish = readable(x), None
+            value, target = None, 0
+        core = self._issue("reduce", array, target, tag, async_op, reduce_op=reduce_op, root=root)
+        return self._result(core, value, finish, (array,))
 
     def all_gather(self, x: Any, out: Any = None, async_op: bool = False, *, tag: str = "") -> Any:
         """Gathers every rank's ``x`` on every rank.
@@ -226,7 +293,9 @@ class Communicator:
         Args:
             x: The same shape and dtype on every rank. Not modified.
             out: Contiguous array of ``world_size`` times as many elements and the dtype of ``x``,
-                any shape; None makes one of shape ``(world_size, *x.shape)`` in the library of ``x``.
+                any shape; or a list of ``world_size`` contiguous arrays, each as long as ``x``. None
+                makes one array of shape ``(world_size, *x.shape)`` in the library of ``x``. ``x`` may
+                be this rank's part of it.
             async_op: As in :meth:`all_reduce`.
             tag: As in :meth:`all_reduce`.
 
@@ -236,22 +305,15 @@ class Communicator:
         Raises:
             As :meth:`all_reduce`.
         """
-        source = _readable(x)
+        source = readable(x)
+        if is_list(out):
+            parts = parts_to_receive(out, source, self.world_size)
+            core = self._issue("all_gather", source, 0, tag, async_op, receives=parts.spans)
+            return self._result(core, out, None, (source, parts))
         if out is None:
             out = empty_like(x, (self.world_size, *source.shape))
-        target = _output(out, source, source.num_elems * self.world_size)
-        core = self._collective(
-            _OPS["all_gather"],
-            source.ptr,
-            target.ptr,
-            source.num_elems,
-            source.dtype,
-            0,
-            -1,
-            -1,
-            tag,
-            async_op,
-        )
+        target = output(out, source, source.num_elems * self.world_size)
+        core = self._issue("all_gather", source, target.ptr, tag, async_op)
         return self._result(core, out, None, (source, target))
 
     def reduce_scatter(
@@ -260,10 +322,12 @@ class Communicator:
         """Reduces over all ranks and leaves one part of the result on each.
 
         Args:
-            x: Array whose first dimension is a multiple of ``world_size``. Not modified.
+            x: Array whose first dimension is a multiple of ``world_size``; or a list of
+                ``world_size`` equally long arrays, the ``r``-th for rank ``r``. Not modified.
             op: As in :meth:`all_reduce`.
             out: Contiguous array for this rank's part; None makes one of shape
-                ``(x.shape[0] // world_size, *x.shape[1:])``.
+                ``(x.shape[0] // world_size, *x.shape[1:])``, or of the shape of ``x[rank]``. It may
+                be this rank's part of ``x``.
             async_op: As in :meth:`all_reduce`.
             tag: As in :meth:`all_reduce`.
 
@@ -273,33 +337,256 @@ class Communicator:
         Raises:
             As :meth:`all_reduce`.
         """
-        reduce_op = _lookup(op, _REDUCE_OPS, "op")
-        source = _readable(x)
-        if not source.shape or source.shape[0] % self.world_size:
-            raise UsageError(
-                f"x: shape {tuple(source.shape)} cannot be split into {self.world_size} equal parts; the first "
-                "dimension must be a multiple of the world size (pad it)"
-            )
-        if out is None:
-            out = empty_like(x, (source.shape[0] // self.world_size, *source.shape[1:]))
-        target = _output(out, source, source.num_elems // self.world_size)
-        core = self._collective(
-            _OPS["reduce_scatter"],
-            source.ptr,
+        reduce_op = lookup(op, _REDUCE_OPS, "op")
+        out, source, target = self._own_part(x, out)
+        core = self._issue(
+            "reduce_scatter",
+            target,
             target.ptr,
-            target.num_elems,
-            source.dtype,
-            reduce_op,
-            -1,
-            -1,
             tag,
             async_op,
+            source=source.views[0].ptr,
+            reduce_op=reduce_op,
+            sends=source.spans if is_list(x) else None,
         )
         return self._result(core, out, None, (source, target))
 
-    def barrier(self, *, tag: str = "") -> None:
-        """Blocks until every rank has called it."""
-        self._collective(_OPS["barrier"], 0, 0, 0, 0, 0, -1, -1, tag)
+    def gather(
+        self, x: Any, root: int = 0, out: Any = None, async_op: bool = False, *, tag: str = ""
+    ) -> Any:
+        """Gathers every rank's ``x`` on the root.
+
+        Args:
+            x: The same dtype on every rank, and as many elements as the root has room for. Not
+                modified.
+            root: Rank that gets all.
+            out: On the root a contiguous array of ``world_size`` times as many elements as ``x``,
+                any shape; or a list of ``world_size`` contiguous arrays, the ``r``-th for rank ``r``,
+                whose sizes may differ. None makes one array of shape ``(world_size, *x.shape)`` in
+                the library of ``x``. The root's ``x`` may be its own part of it. None elsewhere.
+            async_op: As in :meth:`all_reduce`.
+            tag: As in :meth:`all_reduce`.
+
+        Returns:
+            ``out`` on the root and None elsewhere, or a :class:`Work`.
+
+        Raises:
+            MismatchError: also if a rank sends more or less than the root expects of it, in this
+                call and on all ranks. Else as :meth:`all_reduce`.
+        """
+        self._check_root(root)
+        source = readable(x)
+        if self.rank != root:
+            if out is not None:
+                raise UsageError(f"out: only rank {root}, the root, receives; pass None elsewhere")
+            core = self._issue("gather", source, 0, tag, async_op, root=root)
+            return self._result(core, None, None, (source,))
+        if out is None:
+            out = empty_like(x, (self.world_size, *source.shape))
+        if not is_list(out):
+            output(out, source, source.num_elems * self.world_size)
+        parts = parts_to_receive(out, source, self.world_size)
+        core = self._issue("gather", source, 0, tag, async_op, root=root, receives=parts.spans)
+        return self._result(core, out, None, (source, parts))
+
+    def scatter(
+        self, x: Any, root: int = 0, out: Any = None, async_op: bool = False, *, tag: str = ""
+    ) -> Any:
+        """Hands out the parts of the root's ``x``, one to each rank.
+
+        Args:
+            x: On the root an array whose first dimension is a multiple of ``world_size``; or a list
+                of ``world_size`` arrays, the ``r``-th for rank ``r``, whose sizes may differ. Not
+                modified. None elsewhere.
+            root: Rank that has the data.
+            out: Contiguous array for this rank's part, as long as what the root has for it. The root
+                may pass None, which makes one, or its own part of ``x``.
+            async_op: As in :meth:`all_reduce`.
+            tag: As in :meth:`all_reduce`.
+
+        Returns:
+            ``out``, or a :class:`Work`.
+
+        Raises:
+            MismatchError: also if a rank has room for more or less than the root sends, in this call
+                and on all ranks. Else as :meth:`all_reduce`.
+        """
+        self._check_root(root)
+        if self.rank == root:
+            out, source, target = self._own_part(x, out)
+            core = self._issue(
+                "scatter", target, target.ptr, tag, async_op, root=root, sends=source.spans
+            )
+            return self._result(core, out, None, (source, target))
+        if x is not None:
+            raise UsageError(f"x: only rank {root}, the root, sends; pass None and out= elsewhere")
+        if out is None:
+            raise UsageError(
+                f"out: pass an array for what rank {self.rank} gets; only the root knows its shape and dtype"
+            )
+        target = output(out)
+        core = self._issue("scatter", target, target.ptr, tag, async_op, root=root)
+        return self._result(core, out, None, (target,))
+
+    def all_to_all(
+        self,
+        x: Any,
+        out: Any = None,
+        async_op: bool = False,
+        *,
+        send_counts: Sequence[int] | None = None,
+        receive_counts: Sequence[int] | None = None,
+        tag: str = "",
+    ) -> Any:
+        """Every rank sends a part of ``x`` to every rank, itself included.
+
+        Args:
+            x: Array whose parts along the first dimension go to ranks 0, 1, ...; or a list of
+                ``world_size`` arrays, whose sizes may differ. The same dtype everywhere. Not modified.
+            out: Contiguous array for the parts that come from ranks 0, 1, ..., in this order; or a
+                list of ``world_size`` contiguous arrays. None makes what ``receive_counts`` say, else
+                the like of ``x``. It may not overlap ``x``.
+            async_op: As in :meth:`all_reduce`.
+            send_counts: How many rows (elements of the first dimension) of an array ``x`` go to each
+                rank; may be 0. None: all the same.
+            receive_counts: The same for an array ``out``. None: all the same.
+            tag: As in :meth:`all_reduce`.
+
+        Returns:
+            ``out``, or a :class:`Work`.
+
+        Raises:
+            MismatchError: also if a rank sends another rank more or less than that one expects, in
+                this call and on all ranks. Else as :meth:`all_reduce`.
+        """
+        source = parts_to_send(x, self.world_size, send_counts)
+        if out is None and is_list(x):
+            if receive_counts is not None:
+                raise UsageError(
+                    "receive_counts: x is a list; pass a list of arrays as out instead"
+                )
+            out = [empty_like(one) for one in x]
+        elif out is None:
+            shape = source.views[0].shape
+            if receive_counts is not None:
+                rows = row_counts(receive_counts, self.world_size, "receive_counts")
+                shape = (sum(rows), *shape[1:])
+            elif send_counts is not None:
+                raise UsageError("receive_counts: with send_counts, pass these or a list as out")
+            out = empty_like(x, shape)
+        target = parts_to_receive(out, source.views[0], self.world_size, receive_counts)
+        core = self._issue(
+            "all_to_all",
+            source.views[0],
+            0,
+            tag,
+            async_op,
+            count=source.num_elems,
+            sends=source.spans,
+            receives=target.spans,
+        )
+        return self._result(core, out, None, (source, target))
+
+    def barrier(self, async_op: bool = False, *, tag: str = "") -> Any:
+        """Blocks until every rank has called it.
+
+        Returns:
+            None, or with ``async_op`` a :class:`Work` that is done once every rank has come.
+        """
+        core = self._collective(_OPS["barrier"], 0, 0, 0, 0, 0, -1, -1, tag, async_op)
+        return self._result(core, None, None, ())
+
+    def monitored_barrier(
+        self,
+        timeout: float | timedelta | None = None,
+        wait_all_ranks: bool = False,
+        *,
+        tag: str = "",
+    ) -> None:
+        """A barrier that names every rank that does not come.
+
+        Args:
+            timeout: Deadline of this call, in seconds or as timedelta; None: the communicator's.
+                Counts from the moment at which a rank begins to wait; may differ between ranks.
+            wait_all_ranks: Say of every late rank what it is doing instead, not only of the first.
+            tag: As in :meth:`all_reduce`.
+
+        Raises:
+            DeadlineError: some did not come: their ranks and process ids, and where they are. The
+                same sentence on all ranks, also on those that come later. The communicator is lost:
+                nothing can tell whether the late ranks would ever have made the same calls. Else as
+                :meth:`barrier`.
+        """
+        limit = 0.0 if timeout is None else seconds(timeout)
+        self._core.monitored_barrier(limit, wait_all_ranks, tag)
+
+    # -- sub-groups --
+
+    def split(
+        self, color: int | None, key: int | None = None, *, name: str | None = None
+    ) -> "Communicator | None":
+        """Makes a communicator of every set of ranks that pass the same ``color``; collective.
+
+        Args:
+            color: Which of the new communicators this rank joins; None: none of them, but the call
+                is made all the same.
+            key: Orders the ranks of a colour; equal keys, and None, by rank in this communicator.
+            name: Of the new communicator, for errors; default ``"<name of this one>/<color>"``.
+
+        Returns:
+            The communicator, with this one's deadline and its own memory: calls on both, and on
+            those of other colours, go on independently, from any threads. Close it yourself. None
+            without a colour.
+
+        Raises:
+            UsageError: bad arguments on this rank; nothing was sent.
+            SystemResourceError: no memory, sockets or descriptors. Else as :meth:`all_reduce`.
+        """
+        group = None if color is None else whole_number(color, "color")
+        order = self.rank if key is None else whole_number(key, "key")
+        if name is None:
+            name = f"{self.name}/{group}".encode()[-64:].decode(errors="ignore")
+        group_name(name)
+        rows = self.all_gather(np.array([group is not None, group or 0, order]), tag="split colors")
+        members = [
+            other
+            for _, other in sorted((int(rows[r, 2]), r) for r in range(self.world_size))
+            if rows[other, 0] and rows[other, 1] == group
+        ]
+        # The first of each colour serves a store to the others; its port travels through this group.
+        server, port = None, 0
+        try:
+            if members[:1] == [self.rank] and len(members) > 1:
+                try:
+                    server = TCPStore(is_server=True, timeout=self.timeout)
+                    port = server.port
+                except RingcommError:
+                    port = -1
+            ports = self.all_gather(np.array([port]), tag="split ports")
+            if group is None:
+                return None
+            port = int(ports[members[0], 0])
+            if port < 0:
+                raise SystemResourceError(
+                    f"split: rank {members[0]} of group '{self.name}' cannot open a socket on 127.0.0.1"
+                )
+            store: TCPStore | None = server
+            if store is None and len(members) > 1:
+                store = TCPStore(port=port, is_server=False, timeout=self.timeout)
+            return connect(
+                store,
+                members.index(self.rank),
+                len(members),
+                prefix="split",
+                name=name,
+                timeout=self.timeout,
+                buffer_bytes=self._buffer_bytes,
+                first_seq=self._first_seq,
+                num_cores=max(1, self._num_cores * len(members) // self.world_size),
+            )
+        finally:
+            if server is not None:
+                server.close()
 
     # -- about --
 
@@ -352,6 +639,16 @@ class Communicator:
             with self._pending_lock:
                 self._pending.clear()
 
+    def hand_over(self) -> Any:
+        """The communicator for C code (csrc/bind/c_table.h), which now decides when it closes.
+
+        Returns:
+            A capsule with one reference. This object must not be used afterwards.
+        """
+        _open.discard(self)
+        del self._pending  # __del__ leaves the core alone
+        return self._core.c_handle()
+
     def __enter__(self) -> "Communicator":
         return self
 
@@ -359,7 +656,7 @@ class Communicator:
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_pending"):  # else the constructor failed
+        if hasattr(self, "_pending"):  # else the constructor failed, or the core has another owner
             self.close()
 
     def __repr__(self) -> str:
@@ -367,6 +664,47 @@ class Communicator:
 
     def __reduce__(self) -> Any:
         raise UsageError("a communicator cannot be pickled; init() one in each process")
+
+    def _issue(
+        self,
+        op: str,
+        array: ArrayView,
+        target: int,
+        tag: str,
+        async_op: bool,
+        *,
+        source: int | None = None,
+        count: int | None = None,
+        reduce_op: int = 0,
+        root: int = -1,
+        sends: list[tuple[int, int]] | None = None,
+        receives: list[tuple[int, int]] | None = None,
+    ) -> Any:
+        """The call on the core: ``array`` is the input and says dtype and count, unless given apart."""
+        return self._collective(
+            _OPS[op],
+            array.ptr if source is None else source,
+            target,
+            array.num_elems if count is None else count,
+            array.dtype,
+            reduce_op,
+            root,
+            -1,
+            tag,
+            async_op,
+            sends,
+            receives,
+        )
+
+    def _own_part(self, x: Any, out: Any) -> tuple[Any, Parts, ArrayView]:
+        """The parts of ``x``, and ``out`` for the one of this rank, made if it is None."""
+        source = parts_to_send(x, self.world_size)
+        if out is None and is_list(x):
+            out = empty_like(x[self.rank])
+        elif out is None:
+            rows, *rest = source.views[0].shape
+            out = empty_like(x, (rows // self.world_size, *rest))
+        return out, source, output(out, source.views[0], source.spans[self.rank][1])
 
     def _result(self, core: Any, value: Any, finish: Any, keep: tuple[Any, ...]) -> Any:
         if core is not None:
@@ -390,6 +728,46 @@ class Communicator:
             raise UsageError(f"root must be 0 to {self.world_size - 1}, not {root}")
 
 
+def connect(
+    store: Store | None,
+    rank: int,
+    world_size: int,
+    *,
+    prefix: str,
+    name: str,
+    timeout: float,
+    buffer_bytes: int,
+    first_seq: int = 0,
+    num_cores: int | None = None,
+) -> Communicator:
+    """Meets the other ranks through ``store`` and makes the communicator; collective.
+
+    Args:
+        num_cores: How many processors these ranks share; None: all that this process may use.
+        store, rank, world_size, prefix, name, timeout, buffer_bytes, first_seq: as
+            :func:`ringcomm.rendezvous.rendezvous`, whose errors it raises.
+    """
+    with rendezvous(
+        store,
+        rank,
+        world_size,
+        prefix=prefix,
+        name=name,
+        timeout=timeout,
+        buffer_bytes=buffer_bytes,
+        first_seq=first_seq,
+    ) as endpoints:
+        return Communicator(
+            endpoints,
+            rank,
+            name=name,
+            timeout=timeout,
+            buffer_bytes=buffer_bytes,
+            first_seq=first_seq,
+            num_cores=num_cores,
+        )
+
+
 _open: "weakref.WeakSet[Communicator]" = weakref.WeakSet()
 
 
@@ -397,53 +775,3 @@ _open: "weakref.WeakSet[Communicator]" = weakref.WeakSet()
 def _close_all() -> None:
     for comm in list(_open):
         comm.close()
-
-
-# ---- arguments -----------------------------------------------------------------------------------
-
-
-def _lookup(name: str | None, table: dict[Any, int], what: str) -> int:
-    value = table.get(name)
-    if value is None:
-        known = ", ".join(repr(key) for key in table)
-        raise UsageError(f"{what} must be one of {known}, not {name!r}")
-    return value
-
-
-def _in_place(x: Any, writable: bool = True) -> tuple[ArrayView, Any]:
-    """The memory to work on, and what copies the result back into ``x`` (None: it is ``x``)."""
-    target = view(x, writable=writable)
-    if target.contiguous:
-        return target, None
-    copy = contiguous_copy(x)
-    return view(copy, writable=True), (lambda: copy_back(copy, x)) if writable else None
-
-
-def _readable(x: Any) -> ArrayView:
-    source = view(x, writable=False)
-    if source.contiguous:
-        return source
-    return view(contiguous_copy(x), writable=False)._replace(shape=source.shape)
-
-
-def _output(out: Any, source: ArrayView, num_elems: int) -> ArrayView:
-    target = view(out, writable=True, role="out")
-    if not target.contiguous:
-        raise UsageError("out: must be contiguous")
-    if target.dtype != source.dtype:
-        raise UsageError(f"out: dtype {target.dtype_name}, expected {source.dtype_name} like x")
-    if target.num_elems != num_elems:
-        raise UsageError(f"out: {target.num_elems} elements, expected {num_elems}")
-    return target
-
-
-def _residual_pointer(residual: Any, num_elems: int, role: str) -> int:
-    if residual is None:
-        return 0
-    target = view(residual, writable=True, role=role)
-    if target.dtype != _FLOAT32 or not target.contiguous or target.num_elems != num_elems:
-        raise UsageError(
-            f"{role}: {target.num_elems} elements of {target.dtype_name}, expected a contiguous float32 array of "
-            f"{num_elems} elements, as many as x has"
-        )
-    return target.ptr

@@ -19,15 +19,19 @@ __all__ = [
     "all_gather",
     "all_reduce",
     "all_reduce_ring",
+    "all_to_all",
     "bfloat16_to_float32",
     "broadcast",
     "decode",
     "encode",
     "float32_to_bfloat16",
     "float32_to_float16",
+    "gather",
     "narrow",
     "reduce",
     "reduce_scatter",
+    "reduce_to_root",
+    "scatter",
     "uniform",
     "widen",
     "wire_bytes",
@@ -348,3 +352,33 @@ def all_gather(inputs: Sequence[Array]) -> Array:
 def reduce_scatter(inputs: Sequence[Array], op: str = "sum") -> list[Array]:
     """What each rank holds afterwards: its share of the reduction, cut into equal parts in rank order."""
     return np.split(reduce(inputs, op), len(inputs))
+
+
+def reduce_to_root(inputs: Sequence[Array], op: str, root: int) -> list[Array]:
+    """What each rank holds afterwards: the root the reduction in rank order, the others what they had."""
+    return [
+        reduce(inputs, op) if rank == root else values.copy() for rank, values in enumerate(inputs)
+    ]
+
+
+def gather(inputs: Sequence[Array]) -> list[Array]:
+    """What the root holds afterwards: every rank's array, in rank order. They may differ in length."""
+    return [values.copy() for values in inputs]
+
+
+def scatter(parts: Sequence[Array]) -> list[Array]:
+    """What each rank holds afterwards, ``parts`` being what the root has for each."""
+    return [values.copy() for values in parts]
+
+
+def all_to_all(parts: Sequence[Sequence[Array]]) -> list[list[Array]]:
+    """What each rank holds afterwards.
+
+    Args:
+        parts: ``parts[s][r]`` goes from rank ``s`` to rank ``r``; of any length.
+
+    Returns:
+        ``received[r][s]``: the same, by receiver.
+    """
+    ranks = range(len(parts))
+    return [[parts[sender][receiver].copy() for sender in ranks] for receiver in ranks]

@@ -60,8 +60,11 @@ void check_parts(const std::vector<Part>& parts, const Collective& call, int wor
   }
 }
 
-// All is read while all is written. Only what a rank keeps for itself may stay where it is.
-void check_overlaps(std::vector<Span> reads, std::vector<Span> writes, int rank) {
+// All is read while all is written. Only what a rank keeps for itself may be where it comes from; unless
+// it is reduced, it is then not written at all.
+void check_overlaps(std::vector<Span> reads, std::vector<Span> writes, int rank, bool is_reduced) {
+  const auto of_rank = [rank](const Span& span) { return span.rank == rank; };
+  const uint8_t* own = std::find_if(reads.begin(), reads.end(), of_rank)->begin;
   const auto by_address = [](const Span& a, const Span& b) { return a.begin < b.begin; };
   std::sort(reads.begin(), reads.end(), by_address);
   std::sort(writes.begin(), writes.end(), by_address);
@@ -71,11 +74,12 @@ void check_overlaps(std::vector<Span> reads, std::vector<Span> writes, int rank)
     RC_CHECK(last == nullptr || !overlap(*last, write), "out: what comes from rank ", last->rank, " and from rank ",
              write.rank, " would share memory; pass arrays that do not overlap");
     last = &write;
+    if (write.rank == rank && write.begin == own && !is_reduced) continue;
     for (const Span& read : reads) {
       if (read.begin >= write.end()) break;
       const bool in_place = read.rank == rank && write.rank == rank && read.begin == write.begin;
-      RC_CHECK(in_place || !overlap(read, write), "out: what comes from rank ", write.rank,
-               " would overwrite what goes to rank ", read.rank, "; pass an array that does not overlap x");
+      RC_CHECK(in_place || !overlap(read, write), "out would overwrite what goes to rank ", read.rank,
+               "; pass an array that does not overlap x");
     }
   }
 }
@@ -92,7 +96,7 @@ void check_lists(const Collective& call, bool has_sends, bool has_receives, int 
   check_overlaps(
       has_sends ? spans_of(call.sends, call) : std::vector<Span>{span_of(call.input, call.num_bytes(), rank)},
       has_receives ? spans_of(call.receives, call) : std::vector<Span>{span_of(call.output, call.num_bytes(), rank)},
-      rank);
+      rank, reduces(call.op));
 }
 
 // One array on each side; `in_place` is where both may begin.

@@ -3,11 +3,12 @@
 import random
 import time
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
 
-from ringcomm import Communicator, reference
+from ringcomm import Communicator, _core, reference
 from ringcomm.bootstrap import DEFAULT_BUFFER_KIB
 from ringcomm.errors import UsageError
 from tests.comm.oracle import (
@@ -90,6 +91,89 @@ def test_broadcast_all_gather_and_reduce_scatter_give_the_oracles_bits(
     worlds: Worlds, world_size: int, dtype: str
 ) -> None:
     worlds.run(world_size, check_data_movement, dtype, staging_kib=STAGING_KIB)
+
+
+def reduce_bits(comm: Communicator, x: Any, root: int, op: str, dtype: str) -> Any:
+    """comm.reduce, also for bfloat16 bit patterns, which no NumPy dtype stands for."""
+    if dtype != "bfloat16":
+        return comm.reduce(x, root, op)
+    target = x.ctypes.data if comm.rank == root else 0
+    comm._core.collective(
+        _core.OPS["reduce"],
+        x.ctypes.data,
+        target,
+        x.size,
+        _core.DTYPES[dtype],
+        _core.REDUCE_OPS[op],
+        root,
+    )
+    return x if comm.rank == root else None
+
+
+def check_reduce(comm: Communicator, dtype: str) -> None:
+    n, rank = comm.world_size, comm.rank
+    for seed, size in enumerate((*SIZES, 20_011)):  # the last two do not fit beside the flag
+        inputs = random_inputs(dtype, size, n, seed)
+        for op in OPS:
+            root = (seed + len(op)) % n
+            x = inputs[rank].copy()
+            x.flags.writeable = rank == root  # elsewhere it is only read
+            got = reduce_bits(comm, x, root, op, dtype)
+            assert got is (x if rank == root else None)
+            expected = reference.reduce_to_root(inputs, op, root) if n > 1 else inputs
+            assert_same_bits(x, expected[rank], ("reduce", op, size, root))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_reduce_gives_the_oracles_bits_on_the_root_alone(
+    worlds: Worlds, world_size: int, dtype: str
+) -> None:
+    worlds.run(world_size, check_reduce, dtype, staging_kib=STAGING_KIB)
+
+
+def check_reduce_of_views(comm: Communicator) -> None:
+    base = np.arange(4000, dtype=np.float32).reshape(40, 100)
+    for cut in (base[:, ::3], base.T, base[::-1]):
+        x = cut.copy(order="K") * (comm.rank + 1)
+        whole = base.copy()
+        view = np.lib.stride_tricks.as_strided(whole, cut.shape, cut.strides)
+        if cut.strides[0] < 0:
+            view = whole[::-1]
+        view[...] = x
+        untouched = whole.copy()
+        comm.reduce(view, 1)
+        if comm.rank == 1:
+            np.testing.assert_array_equal(
+                view, cut * (comm.world_size * (comm.world_size + 1) // 2)
+            )
+        else:
+            np.testing.assert_array_equal(whole, untouched)
+
+
+def test_reduce_of_views_writes_back_on_the_root_alone(worlds: Worlds) -> None:
+    worlds.run(3, check_reduce_of_views, staging_kib=STAGING_KIB)
+
+
+def check_lists(comm: Communicator, dtype: str) -> None:
+    n, rank = comm.world_size, comm.rank
+    for seed, size in enumerate((*SIZES, 20_011)):
+        inputs = random_inputs(dtype, size, n, seed)
+        outs = [np.zeros(size, dtype) for _ in range(n)]
+        assert comm.all_gather(inputs[rank], outs) is outs
+        for r in range(n):
+            assert_same_bits(outs[r], inputs[r], ("all_gather into a list", size))
+        whole = random_inputs(dtype, size * n, n, seed)
+        for op in ("sum", "max"):
+            shares = reference.reduce_scatter(whole, op) if n > 1 else whole
+            got = comm.reduce_scatter(np.split(whole[rank], n), op)
+            assert_same_bits(got, shares[rank], ("reduce_scatter of a list", op, size))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_lists_of_arrays_give_the_same_bits(worlds: Worlds, world_size: int, dtype: str) -> None:
+    worlds.run(world_size, check_lists, dtype, staging_kib=STAGING_KIB)
 
 
 def check_default_buffers(comm: Communicator) -> None:

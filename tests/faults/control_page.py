@@ -6,7 +6,7 @@ import struct
 import time
 from typing import Any
 
-from ringcomm import Communicator, bootstrap
+from ringcomm import Communicator, comm
 
 FAULT_STATE = 64
 RANKS = 1088
@@ -14,7 +14,7 @@ RANK_BYTES = 128
 ENTERED_SEQ = 72
 
 _pages: dict[int, mmap.mmap] = {}  # by process
-_original = bootstrap.rendezvous
+_original = comm.rendezvous
 
 
 def _keep_page(*args: Any, **kwargs: Any) -> Any:
@@ -27,7 +27,7 @@ def _keep_page(*args: Any, **kwargs: Any) -> Any:
 
 def keep_pages() -> None:
     """From now on :func:`page` finds the page of this process's newest communicator."""
-    bootstrap.rendezvous = _keep_page
+    comm.rendezvous = _keep_page
 
 
 def page() -> mmap.mmap:

@@ -178,6 +178,11 @@ def test_ids_of_operations_and_algorithms_never_change() -> None:
         "broadcast": 2,
         "all_gather": 3,
         "reduce_scatter": 4,
+        "reduce": 5,
+        "gather": 6,
+        "scatter": 7,
+        "all_to_all": 8,
+        "monitored_barrier": 9,
     }
     assert _core.ALGOS == {"one_shot": 0, "two_shot": 1, "ring": 2, "staged": 3}
 
@@ -192,6 +197,6 @@ def test_nothing_outside_the_wire_room_computes_an_offset_of_shared_memory() -> 
 
 
 def test_ids_that_do_not_exist_are_a_usage_error() -> None:
-    for op in (-1, 5, 99):
-        with pytest.raises(UsageError, match="operation id must be in 0..4, not"):
+    for op in (-1, len(_core.OPS), 99):
+        with pytest.raises(UsageError, match="operation id must be in 0..9, not"):
             _core.choose_algo(op, 100, 2, False, 100)
