@@ -126,7 +126,7 @@ class Torch:
     reason: str = ""
 
     def describe(self) -> str:
-        return f"torch {self.version} ({self.folder})" if self.folder else f"no: {self.reason}"
+        return f"{self.version} ({self.folder})" if self.folder else f"no: {self.reason}"
 
 
 def find_torch() -> Torch:
@@ -341,7 +341,7 @@ class BuildCore(build_ext):
             except SetupError as error:
                 # Everything but the torch backend works, which says the same when it is used.
                 print(f"WARNING: {error}", flush=True)
-                summary["torch"] = f"no: it did not compile against {torch.describe()}"
+                summary["torch"] = f"no: it did not compile against torch {torch.describe()}"
                 torch.folder = None
         self.install(build, "_c10d" if torch.folder is not None else None)
         info = Path(self.get_ext_fullpath("ringcomm._core")).parent / "_build_info.json"

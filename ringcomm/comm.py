@@ -1,7 +1,8 @@
-"""The communicator: collectives on torch tensors, NumPy arrays and DLPack arrays of one host."""
+"""The communicator: collectives and messages of torch tensors, NumPy and DLPack arrays of one host."""
 
 import atexit
 import contextlib
+import operator
 import os
 import threading
 import weakref
@@ -43,6 +44,8 @@ _OPS: dict[str, int] = _core.OPS
 _REDUCE_OPS: dict[str, int] = _core.REDUCE_OPS
 _ALGOS: dict[str | None, int] = {None: -1} | dict(_core.ALGOS.items())
 _ALL_REDUCE = _OPS["all_reduce"]
+_MAX_TAG = 2**31 - 1
+_MIN_MESSAGES = 16
 
 
 class Work:
@@ -79,12 +82,21 @@ class Work:
             self._comm._interrupted(error)
             raise
         if not finished:
-            raise TimeoutError(f"the collective is still running after {timeout:g} s")
+            raise TimeoutError(f"the call is still running after {timeout:g} s")
         with self._lock:
             if self._finish is not None:
                 self._finish()
                 self._finish = None
         return self._result
+
+
+class _RecvWork(Work):
+    """The handle of an asynchronous receive."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """As :meth:`Work.wait`; returns the rank that sent the message."""
+        super().wait(timeout)
+        return int(self._core.source())
 
 
 class Communicator:
@@ -95,6 +107,9 @@ class Communicator:
     Calls block until the result is there, without holding the GIL, and raise after ``timeout``
     seconds at the latest. Any thread may call; calls run one at a time. Inputs are arrays of any
     shape, also non-contiguous or empty, of float32, float64, float16, bfloat16, int32, int64, uint8.
+
+    :meth:`send` and :meth:`recv` are not part of that order: only the two ranks of a message call
+    them, and messages and collectives never wait for each other.
 
     Attributes:
         rank: Of this process, 0 to ``world_size - 1``.
@@ -138,6 +153,8 @@ class Communicator:
         self._encoded_calls = 0  # the step of stochastic rounding
         # Arrays of asynchronous calls, whatever becomes of the caller's references and Work.
         self._pending: deque[tuple[Any, tuple[Any, ...]]] = deque()
+        self._messages: dict[Any, tuple[Any, ...]] = {}  # the same of send and recv
+        self._messages_limit = _MIN_MESSAGES
         self._pending_lock = threading.Lock()
         _open.add(self)
 
@@ -588,6 +605,78 @@ class Communicator:
             if server is not None:
                 server.close()
 
+    # -- messages --
+
+    def send(self, x: Any, dst: int, tag: int = 0, async_op: bool = False) -> Any:
+        """Sends ``x`` to one rank, which must :meth:`recv` as many bytes with the same tag.
+
+        Messages to one rank with one tag arrive in the order in which they were sent. A message of up
+        to 4096 bytes (fewer with more than 8 ranks; at least 256) does not wait for its receive unless
+        eight others do already; a longer one is done when the receiver has asked for it and all of it
+        is on its way. Any number may be pending with ``async_op=True``: ranks that send to all and
+        then receive from all in any order never block each other.
+
+        Args:
+            x: Any array that the collectives take. Not modified; do not change it until the call,
+                or the :class:`Work`, is done.
+            dst: Rank to send to. To send to this very rank, call ``recv`` with ``async_op=True``
+                first, or use ``async_op=True`` here.
+            tag: Which messages the receiver can tell apart: 0 to 2**31 - 1. Not the ``tag`` of
+                collectives, which is a label for errors.
+            async_op: Return a :class:`Work` at once. Its deadline runs from now on.
+
+        Returns:
+            ``x``, or a :class:`Work` whose ``wait()`` returns it.
+
+        Raises:
+            UsageError: bad arguments; nothing was sent. MismatchError: the receive is of another size.
+            PeerLostError, DeadlineError, AbortedError: the communicator is lost.
+        """
+        self._check_message(dst, "dst", tag)
+        source = readable(x)
+        core = self._core.send(source.ptr, source.num_bytes, dst, tag, async_op)
+        if not async_op:
+            return x
+        self._keep(core, (x, source))
+        return Work(self, core, x, lambda: self._messages.pop(core, None))
+
+    def recv(self, x: Any, src: int | None = None, tag: int = 0, async_op: bool = False) -> Any:
+        """Receives a message into ``x``.
+
+        Receives match messages in the order in which they are called. Tags may be received in
+        another order than they were sent.
+
+        Args:
+            x: Array of as many bytes as the message. Undefined until the call, or the first
+                ``wait()`` of the :class:`Work`, has returned.
+            src: Rank to receive from; None takes the message with this tag that comes first.
+            tag: As in :meth:`send`.
+            async_op: As in :meth:`send`.
+
+        Returns:
+            The rank that sent the message, or a :class:`Work` whose ``wait()`` returns it.
+
+        Raises:
+            As :meth:`send`. MismatchError: the message has another size than ``x``.
+        """
+        self._check_message(0 if src is None else src, "src", tag)
+        target, finish = in_place(x)
+        core = self._core.recv(
+            target.ptr, target.num_bytes, -1 if src is None else src, tag, async_op
+        )
+        if not async_op:
+            if finish is not None:
+                finish()
+            return core.source()
+        self._keep(core, (x, target))
+
+        def complete() -> None:
+            if finish is not None:
+                finish()
+            self._messages.pop(core, None)
+
+        return _RecvWork(self, core, None, complete)
+
     # -- about --
 
     def explain(
@@ -614,6 +703,7 @@ class Communicator:
         Returns:
             ``{"all_reduce": {"calls", "bytes", "bytes_sent", "seconds"}, ...}``: ``bytes`` of the
             caller's arrays, ``bytes_sent`` handed to peers, ``seconds`` inside calls, waiting included.
+            ``send`` and ``recv`` count messages that are done; ``seconds`` from call to done.
         """
         return self._core.stats()
 
@@ -630,6 +720,9 @@ class Communicator:
     def close(self) -> None:
         """Finishes pending asynchronous calls, then leaves. Idempotent, not collective.
 
+        A pending receive for which no message has come ends with ``AbortedError``. What this rank has
+        sent can still be received.
+
         A peer that still needs this rank gets a ``PeerLostError`` that says so.
         """
         _open.discard(self)
@@ -638,6 +731,7 @@ class Communicator:
         finally:
             with self._pending_lock:
                 self._pending.clear()
+                self._messages.clear()
 
     def hand_over(self) -> Any:
         """The communicator for C code (csrc/bind/c_table.h), which now decides when it closes.
@@ -716,6 +810,23 @@ class Communicator:
         if finish is not None:
             finish()
         return value
+
+    def _keep(self, core: Any, arrays: tuple[Any, ...]) -> None:
+        """Keeps the arrays of a message until it is done. Messages finish in any order."""
+        with self._pending_lock:
+            if len(self._messages) >= self._messages_limit:
+                for done in [work for work in self._messages if work.done()]:
+                    del self._messages[done]
+                self._messages_limit = max(_MIN_MESSAGES, 2 * len(self._messages))
+            self._messages[core] = arrays
+
+    def _check_message(self, peer: int, role: str, tag: int) -> None:
+        if type(peer) is not int or type(tag) is not int:
+            peer, tag = _whole(peer, role), _whole(tag, "tag")
+        if not 0 <= peer < self.world_size:
+            raise UsageError(f"{role} must be 0 to {self.world_size - 1}, not {peer}")
+        if not 0 <= tag <= _MAX_TAG:
+            raise UsageError(f"the tag of a message must be 0 to {_MAX_TAG}, not {tag}")
 
     def _interrupted(self, error: BaseException) -> None:
         with contextlib.suppress(AbortedError):  # closed already

@@ -77,10 +77,10 @@ def rendezvous(
     with contextlib.ExitStack() as cleanup:
         try:
             staging_fd = _core.create_segment(
-                f"ringcomm-{name}-{rank}", _core.staging_bytes(buffer_bytes)
+                f"ringcomm-{name}-{rank}", _core.staging_bytes(buffer_bytes, world_size)
             )
             cleanup.callback(os.close, staging_fd)
-            _core.format_staging(staging_fd, buffer_bytes, first_seq)
+            _core.format_staging(staging_fd, buffer_bytes, world_size, first_seq)
         except errors.RingcommError as problem:
             # The others must not wait for a rank that cannot come.
             error = type(problem)(f"rank {rank}: {problem}")

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "algo/collective.h"
+#include "transport/fault.h"
 #include "wire/exchange_layout.h"
 
 namespace ringcomm {

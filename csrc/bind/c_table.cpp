@@ -96,8 +96,8 @@ Request make_request(const rc_call& from, int world_size) {
 }
 
 void call_back_when_done(Work& work, rc_done done, void* context) {
-  work.on_done([done, context](const std::exception_ptr& error) {
-    if (!error) return done(context, nullptr, -1);
+  work.on_done([done, context](const std::exception_ptr& error, int source) {
+    if (!error) return done(context, nullptr, source);
     rc_error failure;
     try {
       std::rethrow_exception(error);
@@ -129,6 +129,19 @@ const rc_table kTable = {
         const Reference& target = communicator(comm);
         const Request request = make_request(*call, target->world_size());
         call_back_when_done(*target->submit(request.call, request.algo_or_null(), request.tag), done, context);
+      });
+    },
+    [](rc_comm* comm, const void* data, int64_t num_bytes, int32_t to_rank, int32_t tag, rc_done done, void* context,
+       rc_error* error) {
+      return guarded(error, [&] {
+        call_back_when_done(*communicator(comm)->send(data, num_bytes, to_rank, tag, true), done, context);
+      });
+    },
+    [](rc_comm* comm, void* data, int64_t num_bytes, int32_t from_rank, int32_t tag, rc_done done, void* context,
+       rc_error* error) {
+      return guarded(error, [&] {
+        const int source = from_rank < 0 ? kAnySource : from_rank;
+        call_back_when_done(*communicator(comm)->recv(data, num_bytes, source, tag, true), done, context);
       });
     },
     [](rc_comm* comm, rc_error* error) { return guarded(error, [&] { communicator(comm)->close(); }); },

@@ -91,6 +91,13 @@ typedef struct rc_table {
   // arrays only until submit() returns. `done` is called if and only if RC_OK is returned.
   rc_status (*submit)(rc_comm* comm, const rc_call* call, rc_done done, void* context, rc_error* error);
 
+  // Starts a message of num_bytes bytes to or from a rank (-1: from any), which goes on by itself.
+  // Otherwise as submit(). Messages are no part of the order of collectives.
+  rc_status (*send)(rc_comm* comm, const void* data, int64_t num_bytes, int32_t to_rank, int32_t tag, rc_done done,
+                    void* context, rc_error* error);
+  rc_status (*receive)(rc_comm* comm, void* data, int64_t num_bytes, int32_t from_rank, int32_t tag, rc_done done,
+                       void* context, rc_error* error);
+
   // Finishes pending calls, bounded by the deadline, and leaves the group. Idempotent, not collective.
   rc_status (*close)(rc_comm* comm, rc_error* error);
   // Makes every rank's current and later calls fail with RC_ABORTED. Never waits.

@@ -96,6 +96,28 @@ py::object issue(Communicator& comm, const Request& request, const std::string& 
   return py::none();
 }
 
+// Waits for a message, or returns the Work of an asynchronous one.
+template <typename Post>
+std::shared_ptr<Work> issue_message(Communicator& comm, bool async_op, const Post& post) {
+  return without_gil([&] {
+    std::shared_ptr<Work> work = post();
+    if (!async_op) comm.finish_message(*work);
+    return work;
+  });
+}
+
+py::dict stats_row(const OpStats& row) {
+  return py::dict(py::arg("calls") = row.calls, py::arg("bytes") = row.bytes, py::arg("bytes_sent") = row.bytes_sent,
+                  py::arg("seconds") = row.seconds);
+}
+
+template <typename OffsetOf>
+py::tuple offsets(int count, const OffsetOf& offset_of) {
+  py::tuple result(count);
+  for (int i = 0; i < count; ++i) result[static_cast<size_t>(i)] = offset_of(i);
+  return result;
+}
+
 // Every size and offset of shared memory, for the golden tests of the wire room.
 py::dict shared_layout(int world_size, int64_t buffer_bytes) {
   const StagingLayout staging = StagingLayout::make(buffer_bytes);
@@ -120,7 +142,19 @@ py::dict shared_layout(int world_size, int64_t buffer_bytes) {
   table["slots"] = py::make_tuple(staging.slot_offset(0), staging.slot_offset(1));
   table["inputs"] = py::make_tuple(staging.input_offset(0), staging.input_offset(1));
   table["results"] = py::make_tuple(staging.result_offset(0), staging.result_offset(1));
-  table["staging_bytes"] = staging.total_bytes();
+  const P2pLayout p2p = P2pLayout::make(staging, world_size);
+  table["mailbox_bytes"] = sizeof(Mailbox);
+  table["mailbox_taken"] = offsetof(Mailbox, taken);
+  table["message_header_bytes"] = sizeof(MessageHeader);
+  table["message_slots"] = kMessageSlots;
+  table["stream_buffers"] = kStreamBuffers;
+  table["eager_bytes"] = p2p.eager_bytes;
+  table["chunk_bytes"] = p2p.chunk_bytes;
+  table["doorbell"] = p2p.doorbell_offset();
+  table["mailboxes"] = offsets(world_size, [&](int peer) { return p2p.mailbox_offset(peer); });
+  table["message_slots_of"] = offsets(world_size, [&](int peer) { return p2p.slot_offset(peer, 0); });
+  table["streams"] = offsets(kStreamBuffers, [&](int i) { return p2p.stream_offset(static_cast<uint32_t>(i)); });
+  table["staging_bytes"] = p2p.end();
   return table;
 }
 
@@ -150,13 +184,13 @@ void bind_comm(py::module_& module) {
   module.attr("MAX_RANKS") = kMaxRanks;
   module.attr("SHARED_LAYOUT_VERSION") = kSharedLayoutVersion;
   module.def("control_bytes", &ShmGroup::control_bytes, py::arg("world_size"));
-  module.def("staging_bytes", &ShmGroup::staging_bytes, py::arg("buffer_bytes"));
+  module.def("staging_bytes", &ShmGroup::staging_bytes, py::arg("buffer_bytes"), py::arg("world_size"));
   module.def("shared_layout", &shared_layout, py::arg("world_size"), py::arg("buffer_bytes"));
   module.def("create_segment", &create_segment, py::arg("name"), py::arg("num_bytes"));
   module.def("format_control", &ShmGroup::format_control, py::arg("control_fd"), py::arg("world_size"),
              py::arg("first_seq") = 0);
   module.def("format_staging", &ShmGroup::format_staging, py::arg("staging_fd"), py::arg("buffer_bytes"),
-             py::arg("first_seq") = 0);
+             py::arg("world_size"), py::arg("first_seq") = 0);
   module.def(
       "choose_algo",
       [](int op, int64_t num_bytes, int world_size, bool has_codec, int64_t inline_bytes) {
@@ -169,6 +203,7 @@ void bind_comm(py::module_& module) {
 
   py::class_<Work, std::shared_ptr<Work>>(module, "Work")
       .def("done", &Work::done)
+      .def("source", &Work::source)
       .def(
           "wait",
           [](const Work& work, double timeout) {
@@ -240,6 +275,20 @@ void bind_comm(py::module_& module) {
           py::arg("up"), py::arg("down"), py::arg("stochastic") = false, py::arg("seed") = 0, py::arg("step") = 0,
           py::arg("residual") = 0, py::arg("owner_residual") = 0, py::arg("algo") = -1, py::arg("tag") = "",
           py::arg("async_op") = false)
+      .def(
+          "send",
+          [](Communicator& comm, uintptr_t data, int64_t num_bytes, int dst, int tag, bool async_op) {
+            return issue_message(comm, async_op,
+                                 [&] { return comm.send(pointer<const void>(data), num_bytes, dst, tag, async_op); });
+          },
+          py::arg("data"), py::arg("num_bytes"), py::arg("dst"), py::arg("tag"), py::arg("async_op") = false)
+      .def(
+          "recv",
+          [](Communicator& comm, uintptr_t data, int64_t num_bytes, int src, int tag, bool async_op) {
+            return issue_message(comm, async_op,
+                                 [&] { return comm.recv(pointer<void>(data), num_bytes, src, tag, async_op); });
+          },
+          py::arg("data"), py::arg("num_bytes"), py::arg("src"), py::arg("tag"), py::arg("async_op") = false)
       .def("stats",
            [](const Communicator& comm) {
              py::dict table;
@@ -247,10 +296,11 @@ void bind_comm(py::module_& module) {
              for (int op = 0; op < kNumOps; ++op) {
                const OpStats& row = stats[static_cast<size_t>(op)];
                if (row.calls == 0) continue;
-               table[op_name(static_cast<OpKind>(op))] =
-                   py::dict(py::arg("calls") = row.calls, py::arg("bytes") = row.bytes,
-                            py::arg("bytes_sent") = row.bytes_sent, py::arg("seconds") = row.seconds);
+               table[op_name(static_cast<OpKind>(op))] = stats_row(row);
              }
+             const auto messages = comm.message_stats();
+             if (messages.send.calls != 0) table["send"] = stats_row(messages.send);
+             if (messages.recv.calls != 0) table["recv"] = stats_row(messages.recv);
              return table;
            })
       .def(

@@ -35,16 +35,31 @@ Patience patience_of(const Collective& call) {
   return patience;
 }
 
+void check_not_forked(uint64_t fork_generation) {
+  if (fork_generation != watched_fork_count()) {
+    RC_FAIL(aborted, "this communicator belongs to the parent process; call ringcomm.init() in the forked child");
+  }
+}
+
 }  // namespace
 
 // ---- Work ----------------------------------------------------------------------------------------
+
+Work::Work() : fork_generation_(watched_fork_count()) {}
 
 bool Work::done() const {
   std::lock_guard<std::mutex> lock(mutex_);
   return done_;
 }
 
+int Work::source() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return source_;
+}
+
 bool Work::wait(double timeout_s, const std::function<void()>& check_interrupt) const {
+  check_not_forked(fork_generation_);
+  if (messages_ && !messages_->wait([this] { return done(); }, timeout_s, check_interrupt)) return false;
   using Seconds = std::chrono::duration<double>;
   const auto start = std::chrono::steady_clock::now();
   std::unique_lock<std::mutex> lock(mutex_);
@@ -72,19 +87,20 @@ void Work::on_done(Callback callback) {
       return;
     }
   }
-  callback(error_);
+  callback(error_, source_);
 }
 
-void Work::finish(std::exception_ptr error) {
+void Work::finish(std::exception_ptr error, int source) {
   Callback callback;
   {
     std::lock_guard<std::mutex> lock(mutex_);
     done_ = true;
     error_ = std::move(error);
     callback.swap(callback_);
+    source_ = source;
   }
   finished_.notify_all();
-  if (callback) callback(error_);
+  if (callback) callback(error_, source_);
 }
 
 // ---- Communicator --------------------------------------------------------------------------------
@@ -96,7 +112,8 @@ Communicator::Communicator(const GroupConfig& config)
       group_(std::make_unique<ShmGroup>(config)),
       inline_bytes_(group_->inline_bytes()),
       buffer_bytes_(group_->buffer_bytes()),
-      check_interrupt_(config.check_interrupt) {}
+      check_interrupt_(config.check_interrupt),
+      messages_(std::make_shared<P2pEngine>(*group_, config.num_cores)) {}
 
 Communicator::~Communicator() {
   if (fork_generation_ == watched_fork_count()) {
@@ -104,14 +121,13 @@ Communicator::~Communicator() {
   } else {
     // The parent's memory and threads: only the parent may take them down.
     static_cast<void>(group_.release());
+    static_cast<void>(new std::shared_ptr<P2pEngine>(messages_));
     if (progress_thread_.joinable()) progress_thread_.detach();
   }
 }
 
 void Communicator::check_usable() const {
-  if (fork_generation_ != watched_fork_count()) {
-    RC_FAIL(aborted, "this communicator belongs to the parent process; call ringcomm.init() in the forked child");
-  }
+  check_not_forked(fork_generation_);
   if (closed_.load(std::memory_order_acquire)) RC_FAIL(aborted, "this communicator is closed; init() a new one");
 }
 
@@ -153,7 +169,7 @@ void Communicator::run(Collective call, const Algo* algo, const std::string& tag
     if (busy_ || !queue_.empty()) {
       const std::shared_ptr<Work> work = enqueue(call, descriptor);
       lock.unlock();
-      wait_interruptibly(*work);
+      wait_interruptibly(*work, "while a call waited for its turn");
       return;
     }
     busy_ = true;
@@ -172,12 +188,12 @@ std::shared_ptr<Work> Communicator::submit(Collective call, const Algo* algo, co
   return enqueue(call, descriptor);
 }
 
-void Communicator::wait_interruptibly(const Work& work) {
-  const auto check = [this] {
+void Communicator::wait_interruptibly(const Work& work, const std::string& where) {
+  const auto check = [&] {
     try {
       check_interrupt_();
     } catch (const std::exception& error) {
-      report_interrupt(error, "while a call waited for its turn");
+      report_interrupt(error, where);
       throw Interrupted{std::current_exception()};
     }
   };
@@ -289,6 +305,7 @@ std::array<OpStats, kNumOps> Communicator::stats() const {
 void Communicator::reset_stats() {
   std::lock_guard<std::mutex> lock(mutex_);
   stats_ = {};
+  message_stats_ = {};
 }
 
 void Communicator::set_timeout(double timeout_s) {
@@ -323,24 +340,28 @@ void Communicator::finish_and_leave(const std::function<void()>& check_interrupt
   if (closed_.exchange(true)) return;
   std::thread progress_thread;
   std::exception_ptr interrupt;
+  const auto check = [&] {
+    if (!check_interrupt || interrupt) return;
+    try {
+      check_interrupt();
+    } catch (const std::exception& error) {
+      interrupt = std::current_exception();
+      report_interrupt(error, "in close()");
+    }
+  };
   {
     std::unique_lock<std::mutex> lock(mutex_);
     stop_ = true;
     changed_.notify_all();
     while (!changed_.wait_for(lock, kInterruptCheck, [this] { return !busy_ && queue_.empty(); })) {
-      if (!check_interrupt || interrupt) continue;
       lock.unlock();
-      try {
-        check_interrupt();
-      } catch (const std::exception& error) {
-        interrupt = std::current_exception();
-        report_interrupt(error, "in close()");
-      }
+      check();
       lock.lock();
     }
     progress_thread.swap(progress_thread_);
   }
   if (progress_thread.joinable()) progress_thread.join();
+  messages_->shut_down(check);
   {
     std::lock_guard<std::mutex> lock(mutex_);
     group_.reset();

@@ -2,6 +2,8 @@
 //
 // Any thread may call; calls run one at a time in the order in which they were made, which must be
 // the same on all ranks. A call made while asynchronous ones are pending waits for its turn.
+// Point-to-point messages (messages.cpp) take no part in that order: they and the collectives do not
+// wait for each other.
 #pragma once
 
 #include <array>
@@ -17,6 +19,7 @@
 
 #include "algo/collective.h"
 #include "comm/selection.h"
+#include "transport/p2p_engine.h"
 #include "transport/shm_group.h"
 
 namespace ringcomm {
@@ -24,25 +27,32 @@ namespace ringcomm {
 // The handle of an asynchronous call.
 class Work {
  public:
+  Work();
   bool done() const;
   // Blocks until the call has finished, at most timeout_s (negative: no limit of its own; the
   // communicator's deadline bounds every call). True if it finished; rethrows its error.
   // check_interrupt, if any, runs every kInterruptCheck and may throw; the call itself goes on.
   bool wait(double timeout_s = -1, const std::function<void()>& check_interrupt = {}) const;
-  // Calls back once, after wait() has been released, with the error or null: in the thread that
-  // finishes the call, or here and now if it has finished. Must not block or throw. One callback.
-  using Callback = std::function<void(const std::exception_ptr& error)>;
+  // Calls back once, after wait() has been released, with the error or null and source(): in the
+  // thread that finishes the call, or here and now if it has finished. Must not block or throw. One callback.
+  using Callback = std::function<void(const std::exception_ptr& error, int source)>;
   void on_done(Callback callback);
+  // Of a receive that is done: the rank that sent the message. Else -1.
+  int source() const;
 
  private:
   friend class Communicator;
-  void finish(std::exception_ptr error);
+  void finish(std::exception_ptr error, int source = -1);
 
+  const uint64_t fork_generation_;
   mutable std::mutex mutex_;
   mutable std::condition_variable finished_;
   bool done_ = false;
   std::exception_ptr error_;
   Callback callback_;
+  int source_ = -1;
+  // Of a message: whoever waits for it moves it.
+  std::shared_ptr<P2pEngine> messages_;
 };
 
 struct OpStats {
@@ -71,7 +81,21 @@ class Communicator {
   // The arrays must stay alive until the work is done.
   std::shared_ptr<Work> submit(Collective call, const Algo* algo, const std::string& tag);
 
+  // Starts a message; goes on by itself if background, else while somebody waits for messages. data
+  // must stay alive until the work is done, which for a send means that the caller may change it. A
+  // message from this rank to itself has to be in the background or to find its receive posted.
+  std::shared_ptr<Work> send(const void* data, int64_t num_bytes, int dst, int tag, bool background);
+  // Starts a receive of exactly num_bytes bytes; src: kAnySource takes whichever message with this tag
+  // comes first. The work's source() says whose it was.
+  std::shared_ptr<Work> recv(void* data, int64_t num_bytes, int src, int tag, bool background);
+  // Blocks until a message is done; rethrows its error. An interrupt ends the group, as in run().
+  void finish_message(const Work& work) { wait_interruptibly(work, "while it waited for a message"); }
+
   std::array<OpStats, kNumOps> stats() const;
+  struct MessageStats {
+    OpStats send, recv;  // seconds: from the call until the message is done
+  };
+  MessageStats message_stats() const;
   void reset_stats();
   // The deadline of calls that have not begun to wait yet.
   void set_timeout(double timeout_s);
@@ -94,7 +118,8 @@ class Communicator {
 
   // Waits for the turn of a call that found the communicator busy.
   std::shared_ptr<Work> enqueue(const Collective& call, const Descriptor& descriptor);
-  void wait_interruptibly(const Work& work);
+  void wait_interruptibly(const Work& work, const std::string& where);
+  std::shared_ptr<Work> post_message(P2pOp op, bool background);
   void report_interrupt(const std::exception& error, const std::string& where);
   void finish_and_leave(const std::function<void()>& check_interrupt);
   void check_usable() const;
@@ -111,6 +136,7 @@ class Communicator {
   const int64_t inline_bytes_;
   const int64_t buffer_bytes_;
   const std::function<void()> check_interrupt_;
+  const std::shared_ptr<P2pEngine> messages_;
   Scratch scratch_;
 
   mutable std::mutex mutex_;  // guards what follows; never held while a collective runs
@@ -120,6 +146,7 @@ class Communicator {
   bool stop_ = false;  // close() has begun: nothing is queued any more
   std::atomic<bool> closed_{false};
   std::array<OpStats, kNumOps> stats_;
+  MessageStats message_stats_;
   std::thread progress_thread_;  // runs the queue; started by the first call that has to wait or is asynchronous
 };
 

@@ -34,8 +34,8 @@ struct Queued {
   std::mutex mutex;
   std::exception_ptr error;
 
-  Queued(Operation queued_operation, c10::intrusive_ptr<RingWork> its_work)
-      : operation(std::move(queued_operation)), work(std::move(its_work)), left(operation.calls.size()) {}
+  Queued(Operation queued_operation, c10::intrusive_ptr<RingWork> its_work, size_t num_calls)
+      : operation(std::move(queued_operation)), work(std::move(its_work)), left(num_calls) {}
 
   void fail(std::exception_ptr reason) {
     std::lock_guard<std::mutex> lock(mutex);
@@ -171,12 +171,12 @@ RingBackend::WorkPtr RingBackend::run_now(Operation& operation, uint64_t seq) {
 
 RingBackend::WorkPtr RingBackend::queue(Operation operation, uint64_t seq) {
   const auto work = make_work(operation, seq);
-  auto queued = std::make_unique<Queued>(std::move(operation), work);
-  const size_t num_calls = queued->operation.calls.size();
+  const size_t num_calls = operation.calls.size();
   if (num_calls == 0) {
     work->complete(nullptr);
     return remember(work);
   }
+  auto queued = std::make_unique<Queued>(std::move(operation), work, num_calls);
   size_t submitted = 0;
   try {
     for (; submitted < num_calls; ++submitted)
@@ -192,6 +192,22 @@ RingBackend::WorkPtr RingBackend::queue(Operation operation, uint64_t seq) {
     part->done(num_calls - submitted, -1);
   }
   return remember(work);
+}
+
+RingBackend::WorkPtr RingBackend::start_message(Operation operation, const Start& start) {
+  const uint64_t seq = ++message_seq_;
+  return recorded(operation, seq, true, pg_uid_, pg_desc_, rank_, size_, [&]() -> WorkPtr {
+    const auto work = make_work(operation, seq);
+    auto queued = std::make_unique<Queued>(std::move(operation), work, 1);
+    try {
+      start(Queued::on_done, queued.get());
+    } catch (...) {
+      work->complete(std::current_exception());
+      throw;
+    }
+    static_cast<void>(queued.release());  // the callback deletes it
+    return remember(work);
+  });
 }
 
 RingBackend::WorkPtr RingBackend::remember(c10::intrusive_ptr<RingWork> work) {

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <string>
 #include <torch/csrc/distributed/c10d/Backend.hpp>
@@ -64,12 +65,19 @@ class RingBackend final : public c10d::Backend {
                         std::vector<int64_t>& input_splits, const c10d::AllToAllOptions& options) override;
   WorkPtr barrier(const c10d::BarrierOptions& options) override;
   void monitoredBarrier(const c10d::BarrierOptions& options, bool wait_all_ranks) override;
+  WorkPtr send(Tensors& tensors, int to_rank, int tag) override;
+  WorkPtr recv(Tensors& tensors, int from_rank, int tag) override;
+  WorkPtr recvAnysource(Tensors& tensors, int tag) override;
 
  private:
   // Runs or queues the calls of an operation.
   WorkPtr launch(Operation operation, bool async_op, std::chrono::milliseconds timeout);
   WorkPtr run_now(Operation& operation, uint64_t seq);
   WorkPtr queue(Operation operation, uint64_t seq);
+  // Starts a message; `start` hands it to the core with the callback and its context.
+  using Start = std::function<void(rc_done done, void* context)>;
+  WorkPtr start_message(Operation operation, const Start& start);
+  WorkPtr receive(Operation operation, const Tensors& tensors, int from_rank, int tag);
   c10::intrusive_ptr<RingWork> make_work(const Operation& operation, uint64_t seq) const;
   WorkPtr remember(c10::intrusive_ptr<RingWork> work);
 
@@ -85,7 +93,8 @@ class RingBackend final : public c10d::Backend {
 
   const std::shared_ptr<Core> core_;
   const c10::intrusive_ptr<Options> options_;
-  std::atomic<uint64_t> seq_{0};
+  std::atomic<uint64_t> seq_{0};          // of collectives
+  std::atomic<uint64_t> message_seq_{0};  // of sends and receives
   bool coalescing_ = false;
   std::vector<c10::intrusive_ptr<RingWork>> coalesced_;
 };

@@ -348,6 +348,42 @@ void RingBackend::monitoredBarrier(const c10d::BarrierOptions& options, bool wai
   launch(std::move(operation), false, options.timeout);
 }
 
+// ---- messages ------------------------------------------------------------------------------------
+
+RingBackend::WorkPtr RingBackend::send(Tensors& tensors, int to_rank, int tag) {
+  Operation operation(*core_, OpType::SEND, "ringcomm:send", "send");
+  const at::Tensor& tensor = only(operation, tensors, "");
+  operation.check(tag >= 0, "Tag must be nonnegative, got ", tag);
+  operation.check(to_rank >= 0 && to_rank < size_, "invalid destination rank: ", to_rank);
+  const void* data = operation.read(tensor);
+  const int64_t num_bytes = static_cast<int64_t>(tensor.nbytes());
+  operation.inputs = operation.outputs = tensors;
+  return start_message(std::move(operation), [=](rc_done done, void* context) {
+    core_->send(data, num_bytes, to_rank, tag, done, context);
+  });
+}
+
+RingBackend::WorkPtr RingBackend::recv(Tensors& tensors, int from_rank, int tag) {
+  Operation operation(*core_, OpType::RECV, "ringcomm:recv", "recv");
+  operation.check(from_rank >= 0 && from_rank < size_, "invalid source rank: ", from_rank);
+  return receive(std::move(operation), tensors, from_rank, tag);
+}
+
+RingBackend::WorkPtr RingBackend::recvAnysource(Tensors& tensors, int tag) {
+  return receive(Operation(*core_, OpType::RECVANYSOURCE, "ringcomm:recvAnySource", "recvAnysource"), tensors, -1, tag);
+}
+
+RingBackend::WorkPtr RingBackend::receive(Operation operation, const Tensors& tensors, int from_rank, int tag) {
+  const at::Tensor& tensor = only(operation, tensors, "");
+  operation.check(tag >= 0, "Tag must be nonnegative, got ", tag);
+  void* data = operation.write(tensor);
+  const int64_t num_bytes = static_cast<int64_t>(tensor.nbytes());
+  operation.inputs = operation.outputs = tensors;
+  return start_message(std::move(operation), [=](rc_done done, void* context) {
+    core_->receive(data, num_bytes, from_rank, tag, done, context);
+  });
+}
+
 // ---- sparse all_reduce ---------------------------------------------------------------------------
 
 at::Tensor RingBackend::gathered(const at::Tensor& mine, std::chrono::milliseconds timeout) {

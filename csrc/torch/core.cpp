@@ -142,6 +142,18 @@ void Core::submit(const rc_call& call, rc_done done, void* context) const {
   if (table_->submit(comm_, &call, done, context, &error) != RC_OK) std::rethrow_exception(to_exception(error));
 }
 
+void Core::send(const void* data, int64_t num_bytes, int to_rank, int tag, rc_done done, void* context) const {
+  rc_error error;
+  if (table_->send(comm_, data, num_bytes, to_rank, tag, done, context, &error) != RC_OK)
+    std::rethrow_exception(to_exception(error));
+}
+
+void Core::receive(void* data, int64_t num_bytes, int from_rank, int tag, rc_done done, void* context) const {
+  rc_error error;
+  if (table_->receive(comm_, data, num_bytes, from_rank, tag, done, context, &error) != RC_OK)
+    std::rethrow_exception(to_exception(error));
+}
+
 void Core::close() const {
   rc_error error;
   rc_status status;

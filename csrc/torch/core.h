@@ -44,8 +44,9 @@ class Core {
   // Both throw what the core reports. run() releases the GIL if this thread holds it.
   void run(const rc_call& call) const;
   void submit(const rc_call& call, rc_done done, void* context) const;
-  void send(const void* data, int64_t num_bytes, int peer, int64_t tag, rc_done done, void* context) const;
-  void receive(void* data, int64_t num_bytes, int peer, int64_t tag, rc_done done, void* context) const;
+  void send(const void* data, int64_t num_bytes, int to_rank, int tag, rc_done done, void* context) const;
+  // from_rank: -1 takes whichever message with this tag comes first.
+  void receive(void* data, int64_t num_bytes, int from_rank, int tag, rc_done done, void* context) const;
 
   void close() const;
   void abort(const std::string& reason) const;

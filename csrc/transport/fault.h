@@ -8,6 +8,9 @@
 
 namespace ringcomm {
 
+// How sentences about a failure end.
+constexpr const char* kCommunicatorLost = "The communicator is lost: close it and init() a new one.";
+
 // Records a failure unless there is one already, and wakes every sleeping rank.
 // slots: address of each rank's staging slab and its layout are needed to wake waiters; the group
 // passes a function that wakes all flags.

@@ -1,51 +1,22 @@
 #include "transport/shm_group.h"
 
-#include <linux/futex.h>
 #include <sched.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <tuple>
 
 #include "transport/fault.h"
+#include "transport/p2p_channel.h"
 
 namespace ringcomm {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Spinning answers in well under a microsecond; sleeping costs tens. With a core per rank a waiter
-// spins for roughly 100 us before it sleeps; with fewer it gives its core away almost at once.
-constexpr int kSpinRounds = 4000;
-constexpr int kSpinRoundsOversubscribed = 40;
-constexpr int kYieldRoundsOversubscribed = 20;
-constexpr int kRoundsPerCheck = 64;
-// Upper bound of one sleep: a fault that is set between the check and the sleep is seen this late.
-constexpr std::chrono::milliseconds kMaxSleep{20};
-
 int64_t nanoseconds_of(double timeout_s) {
   RC_CHECK(timeout_s > 0, "timeout must be positive, not ", timeout_s, " s");
   return static_cast<int64_t>(timeout_s * 1e9);
-}
-
-void relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
-
-void futex_wait(std::atomic<uint32_t>& word, uint32_t expected, std::chrono::nanoseconds at_most) {
-  timespec time;
-  time.tv_sec = at_most.count() / 1000000000;
-  time.tv_nsec = at_most.count() % 1000000000;
-  ::syscall(SYS_futex, &word, FUTEX_WAIT, expected, &time, nullptr, 0);
-}
-
-void futex_wake_all(std::atomic<uint32_t>& word) {
-  ::syscall(SYS_futex, &word, FUTEX_WAKE, INT32_MAX, nullptr, nullptr, 0);
 }
 
 }  // namespace
@@ -64,13 +35,14 @@ void ShmGroup::format_control(int control_fd, int world_size, uint32_t first_seq
   }
 }
 
-void ShmGroup::format_staging(int staging_fd, int64_t buffer_bytes, uint32_t first_seq) {
+void ShmGroup::format_staging(int staging_fd, int64_t buffer_bytes, int world_size, uint32_t first_seq) {
   const StagingLayout layout = StagingLayout::make(buffer_bytes);
-  Mapping mapping(staging_fd, layout.total_bytes());
+  Mapping mapping(staging_fd, staging_bytes(buffer_bytes, world_size));
   for (const int parity : {0, 1}) {
     auto* slot = reinterpret_cast<SlotHeader*>(mapping.data() + layout.slot_offset(parity));
     slot->seq.value.store(first_seq, std::memory_order_relaxed);
   }
+  P2pChannel::format(P2pLayout::make(layout, world_size), mapping.data(), first_seq);
 }
 
 ShmGroup::ShmGroup(const GroupConfig& config)
@@ -79,11 +51,11 @@ ShmGroup::ShmGroup(const GroupConfig& config)
       name_(config.name),
       timeout_ns_(nanoseconds_of(config.timeout_s)),
       layout_(StagingLayout::make(config.buffer_bytes)),
+      p2p_layout_(P2pLayout::make(layout_, config.world_size)),
       pids_(config.pids),
       first_seq_(config.first_seq),
       check_interrupt_(config.check_interrupt),
-      spin_rounds_(config.world_size <= config.num_cores ? kSpinRounds : kSpinRoundsOversubscribed),
-      yield_rounds_(config.world_size <= config.num_cores ? 0 : kYieldRoundsOversubscribed),
+      budget_(WaitBudget::make(config.world_size, config.num_cores)),
       control_(config.control_fd, control_bytes(config.world_size)),
       seq_(config.first_seq),
       step_base_(config.first_seq),
@@ -106,7 +78,7 @@ ShmGroup::ShmGroup(const GroupConfig& config)
   std::vector<LivenessMonitor::Peer> peers;
   for (int peer = 0; peer < world_size_; ++peer) {
     const size_t i = static_cast<size_t>(peer);
-    slabs_.emplace_back(config.staging_fds[i], layout_.total_bytes());
+    slabs_.emplace_back(config.staging_fds[i], p2p_layout_.end());
     if (peer == rank_) continue;
     UniqueFd pidfd(config.pidfds[i] < 0 ? -1 : ::dup(config.pidfds[i]));
     peers.push_back({peer, config.pids[i], std::move(pidfd)});
@@ -119,6 +91,11 @@ ShmGroup::ShmGroup(const GroupConfig& config)
 }
 
 ShmGroup::~ShmGroup() { leave(); }
+
+void ShmGroup::say_closing() {
+  line(rank_).lifecycle.store(static_cast<uint32_t>(Lifecycle::closing), std::memory_order_seq_cst);
+  wake_everyone();
+}
 
 void ShmGroup::leave() {
   line(rank_).lifecycle.store(static_cast<uint32_t>(Lifecycle::closed), std::memory_order_seq_cst);
@@ -207,17 +184,17 @@ void ShmGroup::wait_flag(Flag& flag, uint32_t target, int peer) {
 
 void ShmGroup::wait_flag_slowly(Flag& flag, uint32_t target, int peer) {
   const auto arrived = [&] { return reached(flag.value.load(std::memory_order_acquire), target); };
-  for (int round = 1; round <= spin_rounds_; ++round) {
+  for (int round = 1; round <= budget_.spin_rounds; ++round) {
     relax();
     if (arrived()) return;
     if (round % kRoundsPerCheck == 0) throw_if_failed();
   }
-  for (int round = 0; round < yield_rounds_; ++round) {
+  for (int round = 0; round < budget_.yield_rounds; ++round) {
     ::sched_yield();
     if (arrived()) return;
   }
   if (!deadline_set_) {
-    deadline_ = Clock::now() + timeout();
+    deadline_ = Clock::now() + call_timeout();
     interrupt_check_due_ = Clock::now() + kInterruptCheck;
     deadline_set_ = true;
   }
@@ -246,6 +223,8 @@ void ShmGroup::wake_everyone() {
     futex_wake_all(line(rank).step.value);
     futex_wake_all(slot(rank, 0).seq.value);
     futex_wake_all(slot(rank, 1).seq.value);
+    doorbell(rank).asleep.store(0, std::memory_order_seq_cst);
+    futex_wake_all(doorbell(rank).asleep);
   }
 }
 
@@ -265,13 +244,13 @@ void ShmGroup::fail(const Error& error) {
 }
 
 void ShmGroup::throw_if_peer_left(int peer, const Flag& flag, uint32_t target) {
-  if (line(peer).lifecycle.load(std::memory_order_seq_cst) != static_cast<uint32_t>(Lifecycle::closed)) return;
+  if (lifecycle(peer) != Lifecycle::closed) return;
   if (reached(flag.value.load(std::memory_order_acquire), target)) return;  // it left after it did its part
   fail(Error(
       ErrorKind::peer_lost,
-      concat("rank ", peer, " (pid ", pids_[static_cast<size_t>(peer)], ") closed group '", name_, "' after ",
-             line(peer).completed_seq.load() - first_seq_, " collectives; rank ", rank_, " still waits for it in ",
-             describe_current(), ". Every rank must make the same calls before it closes. ", kCommunicatorLost),
+      concat(name_with_pid(peer), " closed group '", name_, "' after ", line(peer).completed_seq.load() - first_seq_,
+             " collectives; rank ", rank_, " still waits for it in ", describe_current(),
+             ". Every rank must make the same calls before it closes. ", kCommunicatorLost),
       peer));
 }
 
@@ -287,11 +266,10 @@ void ShmGroup::throw_if_interrupted() {
 
 void ShmGroup::report_interrupt(const std::exception& error, const std::string& where) {
   const std::string what = error.what();  // "KeyboardInterrupt: ..." and a traceback
-  report(Error(
-      ErrorKind::aborted,
-      concat("rank ", rank_, " (pid ", pids_[static_cast<size_t>(rank_)], ") was interrupted (",
-             what.substr(0, what.find_first_of(":\n")), ") ", where, " of group '", name_, "'. ", kCommunicatorLost),
-      rank_));
+  report(Error(ErrorKind::aborted,
+               concat(name_with_pid(rank_), " was interrupted (", what.substr(0, what.find_first_of(":\n")), ") ",
+                      where, " of group '", name_, "'. ", kCommunicatorLost),
+               rank_));
 }
 
 // Whom to name when `peer` is late: in a ring, `peer` may itself be waiting for the one that is.
@@ -328,8 +306,8 @@ std::string ShmGroup::where_is(int peer) const {
   return state.letter == 'T' || state.letter == 't' ? where + ", and the process is stopped" : where;
 }
 
-std::chrono::nanoseconds ShmGroup::timeout() const {
-  return std::chrono::nanoseconds(patience_.timeout_s > 0 ? nanoseconds_of(patience_.timeout_s) : timeout_ns_.load());
+std::chrono::nanoseconds ShmGroup::call_timeout() const {
+  return patience_.timeout_s > 0 ? std::chrono::nanoseconds(nanoseconds_of(patience_.timeout_s)) : timeout();
 }
 
 // Names all that have not come, not only the one that this rank happens to wait for.
@@ -354,7 +332,7 @@ void ShmGroup::fail_monitored(int peer) {
   }
   fail(Error(ErrorKind::deadline,
              concat(late.size(), " of ", world_size_, " ranks did not come within ",
-                    static_cast<double>(timeout().count()) / 1e9, " s to ", describe(entering_, barrier), " of group '",
+                    static_cast<double>(call_timeout().count()) / 1e9, " s to ", describe(entering_, barrier), " of group '",
                     name_, "': ", names, ". Look for a rank that takes another path or is slow, or raise timeout=. ",
                     kCommunicatorLost),
              late.front()));
@@ -364,16 +342,15 @@ void ShmGroup::fail_deadline(int peer) {
   if (patience_.names != Patience::Names::one) fail_monitored(peer);
   const int late = furthest_behind(peer);
   fail(Error(ErrorKind::deadline,
-             concat("rank ", late, " (pid ", pids_[static_cast<size_t>(late)], ") did not come within ",
-                    timeout().count() / 1e9, " s: rank ", rank_, " waits for it in ", describe_current(), " of group '",
-                    name_, "'; ", where_is(late),
+             concat(name_with_pid(late), " did not come within ", call_timeout().count() / 1e9, " s: rank ", rank_,
+                    " waits for it in ", describe_current(), " of group '", name_, "'; ", where_is(late),
                     ". Look for a rank that takes another path or is slow, or raise timeout=. ", kCommunicatorLost),
              late));
 }
 
 void ShmGroup::on_peer_death(int peer) {
   const RankLine& their = line(peer);
-  if (their.lifecycle.load(std::memory_order_seq_cst) == static_cast<uint32_t>(Lifecycle::closed)) return;
+  if (lifecycle(peer) == Lifecycle::closed) return;
   const uint32_t entered = their.entered_seq.load();
   const bool inside = entered != their.completed_seq.load();
   // The first form is what rendezvous.py says when a rank dies a moment earlier.
@@ -384,10 +361,7 @@ void ShmGroup::on_peer_death(int peer) {
                 "store if this one served an earlier run.")
           : concat(inside ? "inside collective #" : "after collective #", entered,
                    ". Output buffers of unfinished calls are undefined. ", kCommunicatorLost);
-  report(
-      Error(ErrorKind::peer_lost,
-            concat("rank ", peer, " (pid ", pids_[static_cast<size_t>(peer)], ") of group '", name_, "' died ", where),
-            peer));
+  report(Error(ErrorKind::peer_lost, concat(name_with_pid(peer), " of group '", name_, "' died ", where), peer));
 }
 
 }  // namespace ringcomm

@@ -27,7 +27,8 @@
 #include "base/error.h"
 #include "transport/liveness.h"
 #include "transport/segment.h"
-#include "wire/shared_layout.h"
+#include "transport/waiting.h"
+#include "wire/p2p_layout.h"
 
 namespace ringcomm {
 
@@ -53,9 +54,6 @@ struct Interrupted {
 };
 constexpr std::chrono::milliseconds kInterruptCheck{100};
 
-// Ends the message of every error after which nobody can go on.
-constexpr const char* kCommunicatorLost = "The communicator is lost: close it and init() a new one.";
-
 // A collective that has a deadline of its own, and what the error says when it passes.
 struct Patience {
   enum class Names { one, all, all_and_where };  // late ranks
@@ -67,10 +65,12 @@ class ShmGroup {
  public:
   // Bytes of the two kinds of segment that the group maps.
   static int64_t control_bytes(int world_size) { return static_cast<int64_t>(ControlPage::bytes(world_size)); }
-  static int64_t staging_bytes(int64_t buffer_bytes) { return StagingLayout::make(buffer_bytes).total_bytes(); }
+  static int64_t staging_bytes(int64_t buffer_bytes, int world_size) {
+    return P2pLayout::make(StagingLayout::make(buffer_bytes), world_size).end();
+  }
   // Prepare the two kinds of segment; once, before any other rank attaches.
   static void format_control(int control_fd, int world_size, uint32_t first_seq);
-  static void format_staging(int staging_fd, int64_t buffer_bytes, uint32_t first_seq);
+  static void format_staging(int staging_fd, int64_t buffer_bytes, int world_size, uint32_t first_seq);
 
   explicit ShmGroup(const GroupConfig& config);
   ~ShmGroup();
@@ -116,8 +116,27 @@ class ShmGroup {
   void leave();
   std::string describe_current() const { return describe(current_, seq_); }
 
- private:
+  // ---- for P2pEngine, which shares the slabs and the fate of the group and is not ordered with its calls; any thread
+
   uint8_t* slab(int rank) const { return slabs_[static_cast<size_t>(rank)].data(); }
+  const P2pLayout& p2p_layout() const { return p2p_layout_; }
+  uint32_t first_seq() const { return first_seq_; }
+  std::chrono::nanoseconds timeout() const { return std::chrono::nanoseconds(timeout_ns_.load()); }
+  Lifecycle lifecycle(int rank) const {
+    return static_cast<Lifecycle>(line(rank).lifecycle.load(std::memory_order_seq_cst));
+  }
+  // This rank starts nothing any more but still finishes what has begun.
+  void say_closing();
+  std::string name_with_pid(int rank) const {
+    return concat("rank ", rank, " (pid ", pids_[static_cast<size_t>(rank)], ")");
+  }
+  // Which collective a rank is in, or was in last; and whether its process is stopped.
+  std::string where_is(int rank) const;
+
+ private:
+  Doorbell& doorbell(int rank) const {
+    return *reinterpret_cast<Doorbell*>(slab(rank) + p2p_layout_.doorbell_offset());
+  }
   int parity() const { return static_cast<int>(seq_ & 1u); }
   SlotHeader& slot(int rank, uint32_t seq) const {
     return *reinterpret_cast<SlotHeader*>(slab(rank) + layout_.slot_offset(static_cast<int>(seq & 1u)));
@@ -130,8 +149,7 @@ class ShmGroup {
   void throw_if_interrupted();
   void throw_if_peer_left(int peer, const Flag& flag, uint32_t target);
   int furthest_behind(int peer) const;
-  std::string where_is(int peer) const;
-  std::chrono::nanoseconds timeout() const;  // of the current collective
+  std::chrono::nanoseconds call_timeout() const;  // of the current collective
   [[noreturn]] void fail_deadline(int peer);
   [[noreturn]] void fail_monitored(int peer);
   void on_peer_death(int peer);
@@ -142,11 +160,11 @@ class ShmGroup {
   const std::string name_;
   std::atomic<int64_t> timeout_ns_;
   const StagingLayout layout_;
+  const P2pLayout p2p_layout_;
   const std::vector<int> pids_;
   const uint32_t first_seq_;
   const std::function<void()> check_interrupt_;
-  int spin_rounds_;
-  int yield_rounds_;
+  const WaitBudget budget_;
   Mapping control_;
   ControlPage* page_ = nullptr;
   std::vector<Mapping> slabs_;

@@ -13,7 +13,7 @@ namespace ringcomm {
 
 constexpr size_t kCacheLine = 64;
 constexpr uint64_t kControlMagic = 0x31304D4D4F434352ull;  // "RCCOMM01" in memory
-constexpr uint32_t kSharedLayoutVersion = 1;
+constexpr uint32_t kSharedLayoutVersion = 2;
 constexpr int kMaxRanks = 128;
 
 // A monotonic counter with one writer. Readers wait until it reaches a value (wrap-safe); it is
@@ -28,7 +28,8 @@ static_assert(sizeof(Flag) == 8 && std::atomic<uint32_t>::is_always_lock_free, "
 constexpr bool reached(uint32_t value, uint32_t target) { return static_cast<int32_t>(value - target) >= 0; }
 static_assert(reached(5, 5) && reached(2, 0xFFFFFFFEu) && !reached(0xFFFFFFFEu, 2), "wrap-safe compare");
 
-enum class Lifecycle : uint32_t { absent = 0, live = 1, closed = 2 };
+// closing: finishes the messages that have begun, starts nothing any more.
+enum class Lifecycle : uint32_t { absent = 0, live = 1, closed = 2, closing = 3 };
 
 // Written by its rank only, one cache line for the flag others wait on, one for what others read
 // only when something went wrong.
@@ -86,6 +87,7 @@ static_assert(sizeof(SlotHeader) == kCacheLine, "wire layout");
 //   slot 0, slot 1   SlotHeader + inline payload; collective number seq uses slot seq & 1
 //   input  0, 1      what this rank hands to the owners of chunks
 //   result 0, 1      what this rank hands to everyone
+//   then             point-to-point messages, see p2p_layout.h
 struct StagingLayout {
   int64_t inline_bytes;  // payload beside the flag
   int64_t half_bytes;    // one of the input / result buffers

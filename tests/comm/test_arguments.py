@@ -157,7 +157,7 @@ def test_world_size_1_needs_no_launcher_no_store_and_no_port(
 def refuses_many_ranks_with_tiny_buffers() -> None:
     from ringcomm import _core
 
-    fd = _core.create_segment("t", max(_core.staging_bytes(4096), _core.control_bytes(128)))
+    fd = _core.create_segment("t", max(_core.staging_bytes(4096, 128), _core.control_bytes(128)))
     _core.format_control(fd, 128)
     with pytest.raises(UsageError, match="RINGCOMM_STAGING_KIB"):
         _core.Communicator(

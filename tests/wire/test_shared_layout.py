@@ -23,7 +23,7 @@ PAGE = 4096
 
 def test_golden_sizes_and_offsets() -> None:
     """Change these numbers only together with SHARED_LAYOUT_VERSION."""
-    assert _core.SHARED_LAYOUT_VERSION == 1
+    assert _core.SHARED_LAYOUT_VERSION == 2
     assert _core.shared_layout(2, 256 * 1024) == {
         "descriptor_bytes": 48,
         "descriptor_count": 16,
@@ -45,7 +45,18 @@ def test_golden_sizes_and_offsets() -> None:
         "slots": (0, 36864),
         "inputs": (73728, 335872),
         "results": (598016, 860160),
-        "staging_bytes": 1122304,
+        "doorbell": 1122304,
+        "mailbox_bytes": 128,
+        "mailbox_taken": 64,
+        "mailboxes": (1122368, 1122496),
+        "message_header_bytes": 16,
+        "message_slots": 8,
+        "message_slots_of": (1122624, 1155904),
+        "eager_bytes": 4096,
+        "stream_buffers": 4,
+        "chunk_bytes": 65536,
+        "streams": (1191936, 1257472, 1323008, 1388544),
+        "staging_bytes": 1454080,
     }
 
 
@@ -59,11 +70,57 @@ def test_parts_of_a_staging_slab_never_overlap(buffer_bytes: int) -> None:
     assert table["buffer_bytes"] >= buffer_bytes
     for (_, end), (start, _) in pairwise(sorted(parts)):
         assert end <= start
-    assert parts[-1][1] <= table["staging_bytes"] == _core.staging_bytes(buffer_bytes)
+    assert parts[-1][1] <= table["doorbell"] < _core.staging_bytes(buffer_bytes, 4)
     assert all(start % PAGE == 0 for start, _ in parts)
     # A ring uses the two input buffers, and the two result buffers, as one.
     for first, second in (table["inputs"], table["results"]):
         assert second == first + table["buffer_bytes"]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8, 9, 33, 128])
+@pytest.mark.parametrize("buffer_bytes", [4096, 65536, 512 * 1024, 8 << 20])
+def test_parts_for_messages_never_overlap_and_stay_small(
+    buffer_bytes: int, world_size: int
+) -> None:
+    table = _core.shared_layout(world_size, buffer_bytes)
+    slot_bytes = table["message_header_bytes"] + table["eager_bytes"]
+    parts = [(table["doorbell"], table["doorbell"] + CACHE_LINE)]
+    parts += [(start, start + table["mailbox_bytes"]) for start in table["mailboxes"]]
+    parts += [
+        (start, start + table["message_slots"] * slot_bytes) for start in table["message_slots_of"]
+    ]
+    parts += [(start, start + table["chunk_bytes"]) for start in table["streams"]]
+    assert table["doorbell"] >= table["results"][1] + table["buffer_bytes"]
+    for (_, end), (start, _) in pairwise(parts):
+        assert end <= start
+    assert parts[-1][1] == table["staging_bytes"] == _core.staging_bytes(buffer_bytes, world_size)
+    assert len(table["mailboxes"]) == len(table["message_slots_of"]) == world_size
+    # What peers poll has cache lines of its own, by writer.
+    assert all(part[0] % CACHE_LINE == 0 for part in parts)
+    assert table["mailbox_taken"] == CACHE_LINE
+    assert all(start % PAGE == 0 for start in table["streams"])
+    for number in (table["message_slots"], table["stream_buffers"]):
+        assert number & (number - 1) == 0, "counters wrap around at a power of two"
+    assert 256 <= table["eager_bytes"] <= 4096
+    assert table["streams"][0] - table["doorbell"] <= 512 * 1024
+    assert table["chunk_bytes"] * table["stream_buffers"] <= min(
+        256 * 1024, 4 * table["buffer_bytes"]
+    )
+
+
+def test_a_formatted_slab_counts_messages_from_first_seq() -> None:
+    table = _core.shared_layout(3, 4096)
+    fd = _core.create_segment("golden", table["staging_bytes"])
+    _core.format_staging(fd, 4096, 3, 0xFFFFFFF0)
+    with mmap.mmap(fd, table["staging_bytes"]) as slab:
+        for mailbox in table["mailboxes"]:
+            words = struct.unpack_from("<32I", slab, mailbox)
+            counters = {0, 1, 16, 17, 18}  # posted, streamed; taken, granted, drained
+            assert words == tuple(0xFFFFFFF0 if i in counters else 0 for i in range(32))
+        first = table["message_slots_of"][0]
+        assert slab[first:] == bytes(table["staging_bytes"] - first)
+        assert slab[table["doorbell"] : table["mailboxes"][0]] == bytes(CACHE_LINE)
+    os.close(fd)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 128])
@@ -90,7 +147,7 @@ def test_a_formatted_control_page_byte_for_byte() -> None:
     fd = _core.create_segment("golden", _core.control_bytes(3))
     _core.format_control(fd, 3, 0xFFFFFFF0)
     with mmap.mmap(fd, _core.control_bytes(3)) as page:
-        assert page[:16] == b"RCCOMM01" + struct.pack("<II", 1, 3)
+        assert page[:16] == b"RCCOMM01" + struct.pack("<II", 2, 3)
         assert page[16:1088] == bytes(1072)
         for rank in range(3):
             line = page[1088 + 128 * rank : 1088 + 128 * (rank + 1)]
@@ -115,12 +172,12 @@ def communicator(control_fd: int, staging_fd: int, world_size: int = 1) -> objec
 
 
 def test_a_control_page_of_another_version_or_group_is_refused() -> None:
-    staging = _core.create_segment("staging", _core.staging_bytes(4096))
+    staging = _core.create_segment("staging", _core.staging_bytes(4096, 2))
     control = _core.create_segment("control", _core.control_bytes(2))
-    with pytest.raises(WireError, match="layout version 0 for 0 ranks, expected version 1"):
+    with pytest.raises(WireError, match="layout version 0 for 0 ranks, expected version 2"):
         communicator(control, staging)
     _core.format_control(control, 2)
-    with pytest.raises(WireError, match="for 2 ranks, expected version 1 for 1"):
+    with pytest.raises(WireError, match="for 2 ranks, expected version 2 for 1"):
         communicator(control, staging)
     os.pwrite(control, struct.pack("<I", 99), 8)
     with pytest.raises(WireError, match="layout version 99"):
@@ -132,7 +189,7 @@ def test_a_control_page_of_another_version_or_group_is_refused() -> None:
 def test_segments_that_are_too_short_are_refused_before_they_are_touched() -> None:
     control = _core.create_segment("control", _core.control_bytes(1))
     _core.format_control(control, 1)
-    staging = _core.create_segment("staging", _core.staging_bytes(4096) - 4096)
+    staging = _core.create_segment("staging", _core.staging_bytes(4096, 1) - 4096)
     with pytest.raises(WireError, match="RINGCOMM_STAGING_KIB"):
         communicator(control, staging)
     with pytest.raises(WireError, match="expected at least"):
@@ -192,7 +249,8 @@ def test_nothing_outside_the_wire_room_computes_an_offset_of_shared_memory() -> 
         if path.parent.name in ("wire", "bind") or path.suffix not in (".h", ".cpp"):
             continue
         assert not re.search(
-            r"offsetof|sizeof\((SlotHeader|RankLine|FaultRecord)\) [*+]", path.read_text()
+            r"offsetof|sizeof\((SlotHeader|RankLine|FaultRecord|Mailbox|Doorbell)\) [*+]",
+            path.read_text(),
         ), path
 
 
