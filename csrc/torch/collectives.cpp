@@ -344,8 +344,20 @@ RingBackend::WorkPtr RingBackend::barrier(const c10d::BarrierOptions& options) {
 
 void RingBackend::monitoredBarrier(const c10d::BarrierOptions& options, bool wait_all_ranks) {
   Operation operation(*core_, OpType::BARRIER, "ringcomm:monitored_barrier", "monitored_barrier");
-  operation.synchronize(core_->ops().monitored_barrier).wait_all_ranks = wait_all_ranks ? 1 : 0;
-  launch(std::move(operation), false, options.timeout);
+  const auto timeout = options.timeout == c10d::kUnsetTimeout ? options_->timeout : options.timeout;
+  if (timeout.count() <= 0)
+    C10_THROW_ERROR(DistBackendError, c10::str("Rank ", rank_, " timed out in monitoredBarrier after 0 ms."));
+  rc_call& call = operation.synchronize(core_->ops().monitored_barrier);
+  call.wait_all_ranks = wait_all_ranks ? 1 : 0;
+  call.timeout_s = static_cast<double>(timeout.count()) / 1e3;
+  ++seq_;
+  rc_error error;
+  const rc_status status = core_->try_run(call, &error);
+  if (status == RC_DEADLINE && error.culprit_rank >= 0) {
+    C10_THROW_ERROR(DistBackendError, c10::str("Rank ", error.culprit_rank, " failed to pass monitoredBarrier in ",
+                                               timeout.count(), " ms. ", error.text));
+  }
+  if (status != RC_OK) std::rethrow_exception(to_exception(error));
 }
 
 // ---- messages ------------------------------------------------------------------------------------

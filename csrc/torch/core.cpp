@@ -129,12 +129,12 @@ int32_t Core::reduce_op(const c10d::ReduceOp& op) const {
 
 void Core::run(const rc_call& call) const {
   rc_error error;
-  rc_status status;
-  {
-    WithoutGil released;
-    status = table_->run(comm_, &call, &error);
-  }
-  if (status != RC_OK) std::rethrow_exception(to_exception(error));
+  if (try_run(call, &error) != RC_OK) std::rethrow_exception(to_exception(error));
+}
+
+rc_status Core::try_run(const rc_call& call, rc_error* error) const {
+  const WithoutGil released;
+  return table_->run(comm_, &call, error);
 }
 
 void Core::submit(const rc_call& call, rc_done done, void* context) const {
@@ -190,8 +190,10 @@ std::exception_ptr to_exception(const rc_error& error) {
         pybind11::gil_scoped_acquire acquire;
         throw pybind11::error_already_set();
       }
+      case RC_DEADLINE:  // torch's tools look for these words
+        C10_THROW_ERROR(DistBackendError, c10::str("ringcomm: Timed out waiting: ", error.text));
       default:
-        C10_THROW_ERROR(DistBackendError, error.text);
+        C10_THROW_ERROR(DistBackendError, c10::str("ringcomm: ", error.text));
     }
   } catch (...) {
     return std::current_exception();

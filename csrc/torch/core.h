@@ -43,6 +43,7 @@ class Core {
 
   // Both throw what the core reports. run() releases the GIL if this thread holds it.
   void run(const rc_call& call) const;
+  rc_status try_run(const rc_call& call, rc_error* error) const;
   void submit(const rc_call& call, rc_done done, void* context) const;
   void send(const void* data, int64_t num_bytes, int to_rank, int tag, rc_done done, void* context) const;
   // from_rank: -1 takes whichever message with this tag comes first.

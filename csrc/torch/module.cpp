@@ -40,6 +40,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.doc() = "torch.distributed's backend \"ringcomm\"; see ringcomm/backend.py.";
   py::class_<RingBackend, c10d::Backend, c10::intrusive_ptr<RingBackend>>(module, "Backend")
       .def(py::init(&make_backend), py::arg("table"), py::arg("comm"), py::arg("rank"), py::arg("size"),
-           py::arg("timeout_s"), py::arg("group_name"), py::arg("global_ranks"));
+           py::arg("timeout_s"), py::arg("group_name"), py::arg("global_ranks"))
+      .def_property_readonly("options", &RingBackend::getBackendOptions);
   module.def("shutdown_all", &RingBackend::shutdown_all);
 }

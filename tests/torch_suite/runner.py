@@ -14,6 +14,7 @@ import faulthandler
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -86,12 +87,21 @@ def disguise(c10d: Any) -> None:
 class Suite:
     """torch's test class and how one of its tests runs."""
 
-    def __init__(self, world_size: int) -> None:
+    def __init__(self, backend: str, world_size: int) -> None:
         from torch.testing._internal.common_distributed import TEST_SKIPS
         from torch.testing._internal.distributed import distributed_test as theirs
 
         # Reported to people, not logged by ranks.
         self.theirs = theirs
+        # Profiles name the backend, so they are looked at under its own name only.
+        for table in (
+            theirs.PROFILING_SUPPORTED_BACKENDS,
+            theirs.SEND_RECV_PROFILING_SUPPORTED_BACKENDS,
+        ):
+            if backend == "ringcomm":
+                table.append("ringcomm")
+            elif backend == "disguised":
+                table.clear()
         self.world_size = world_size
         self.skips = {skip.exit_code: skip.message for skip in TEST_SKIPS.values()}
 
@@ -154,11 +164,18 @@ class Suite:
         if set(codes) <= {0, *self.skips}:
             return "skip", self.skips[next(code for code in codes if code)]  # type: ignore[index]
         text = "\n".join(
-            f"rank {rank}: {'hang' if code is None else f'exit {code}'}\n{log[-6000:]}"
+            f"rank {rank}: {'hang' if code is None else f'exit {code}'}\n{tidy(log)}"
             for rank, (code, log) in enumerate(zip(codes, logs, strict=True))
             if code not in self.skips and code != 0
         )
         return "fail", text
+
+
+def tidy(log: str) -> str:
+    """The end of a rank's output without torch's log prefixes and advice."""
+    lines = [re.sub(r"^\[?[^ ]*E\d{4} .*?\] ?", "", line) for line in log.splitlines()]
+    kept = [line for line in lines if line.strip() and "PYTORCH_PRINT_REPRO" not in line]
+    return "\n".join(kept[-40:])
 
 
 def wait_for(pids: list[int], deadline: float) -> list[int | None]:
@@ -184,7 +201,7 @@ def wait_for(pids: list[int], deadline: float) -> list[int | None]:
 def main() -> None:
     backend, world_size, result_file, *tests = sys.argv[1:]
     set_up(backend, int(world_size))
-    suite = Suite(int(world_size))
+    suite = Suite(backend, int(world_size))
     with Path(result_file).open("w") as results:
         for name in tests or suite.names():
             results.write(json.dumps(asdict(suite.run(name))) + "\n")
