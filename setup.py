@@ -1,10 +1,14 @@
-"""Builds ringcomm._core with CMake and Ninja. Needs neither torch nor the network.
+"""Builds ringcomm._core with CMake and Ninja, and ringcomm._c10d where torch is installed.
+
+Needs no network, and torch only for _c10d: it is found in the environment that ringcomm goes into, also
+when pip builds in isolation, and never imported.
 
 Environment variables, all optional:
   CC, CXX                    the C++ compiler (CC=clang means clang++)
   CUDA_HOME or CUDA_PATH     the CUDA toolkit; otherwise nvcc on PATH, then /usr/local/cuda
   TORCH_CUDA_ARCH_LIST       such as "8.0;9.0+PTX" or "native"; the default depends on the toolkit
   RINGCOMM_SKIP_CUDA_BUILD=1 build for the CPU only
+  RINGCOMM_SKIP_TORCH_BUILD=1  no _c10d; it is compiled on first use
   FORCE_CUDA=1               fail if CUDA cannot be built
   MAX_JOBS, NVCC_THREADS     parallel compilations; threads of each nvcc
   DEBUG=1                    no optimisation, debug information
@@ -34,6 +38,7 @@ from setuptools.errors import SetupError
 
 ROOT = Path(__file__).resolve().parent
 OLDEST_CUDA = (12, 4)
+OLDEST_TORCH = (2, 11)
 BYTES_PER_JOB = 3 * 10**9
 
 
@@ -109,6 +114,47 @@ def find_pybind11() -> str:
             return str(include)
     raise SetupError(
         "pybind11 was not found: run `pip install pybind11`, or install without --no-build-isolation"
+    )
+
+
+@dataclasses.dataclass
+class Torch:
+    """The torch package to build _c10d against (folder is None when there is none, `reason` says why)."""
+
+    folder: Path | None = None
+    version: str = ""
+    reason: str = ""
+
+    def describe(self) -> str:
+        return f"{self.version} ({self.folder})" if self.folder else f"no: {self.reason}"
+
+
+def find_torch() -> Torch:
+    if enabled("RINGCOMM_SKIP_TORCH_BUILD"):
+        return Torch(reason="RINGCOMM_SKIP_TORCH_BUILD=1")
+    # find_spec: without build isolation. sysconfig names the environment that pip installs into
+    # even when it builds in an isolated one.
+    spec = importlib.util.find_spec("torch")
+    candidates = [Path(spec.origin).parent] if spec is not None and spec.origin else []
+    candidates += [Path(sysconfig.get_path(name)) / "torch" for name in ("purelib", "platlib")]
+    for folder in candidates:
+        try:
+            text = (folder / "version.py").read_text()
+        except OSError:
+            continue
+        found = re.search(r"^__version__ = '((\d+)\.(\d+)[^']*)'", text, re.MULTILINE)
+        if found is None:
+            return Torch(reason=f"{folder}/version.py tells no version")
+        if (int(found[2]), int(found[3])) < OLDEST_TORCH:
+            return Torch(
+                reason=f"torch {found[1]} is older than {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]}"
+            )
+        header = folder / "include" / "torch" / "csrc" / "distributed" / "c10d" / "Backend.hpp"
+        if not header.is_file():
+            return Torch(reason=f"torch {found[1]} in {folder} has no C++ headers")
+        return Torch(folder, found[1])
+    return Torch(
+        reason="no torch in this environment; the backend is compiled on first use. uv needs --no-build-isolation"
     )
 
 
@@ -229,13 +275,31 @@ class BuildPython(build_py):
         if not self.editable_mode:  # a module deleted since the last build must not reach the wheel
             shutil.rmtree(Path(self.build_lib) / "ringcomm", ignore_errors=True)
         super().run()
+        if not self.editable_mode:
+            self.copy_adapter_sources()
+
+    def adapter_sources(self) -> list[tuple[Path, Path]]:
+        """(file, copy in the wheel) of what compiling _c10d on first use needs; see ringcomm/adapter.py."""
+        files = [ROOT / "csrc/bind/c_table.h", *sorted((ROOT / "csrc/torch").iterdir())]
+        target = Path(self.build_lib) / "ringcomm" / "_src"
+        return [(path, target / path.relative_to(ROOT / "csrc")) for path in files]
+
+    def copy_adapter_sources(self) -> None:
+        for path, copy in self.adapter_sources():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        copies = [] if self.editable_mode else [str(copy) for _, copy in self.adapter_sources()]
+        return [*super().get_outputs(include_bytecode), *copies]
 
 
 class BuildCore(build_ext):
-    """Runs CMake and Ninja; writes _core and _build_info.json where setuptools wants the extension."""
+    """Runs CMake and Ninja; writes the extensions and _build_info.json where setuptools wants them."""
 
     def run(self) -> None:
         cmake, ninja, cxx, cuda = find_tool("cmake"), find_tool("ninja"), find_cxx(), find_cuda()
+        torch = find_torch()
         jobs, build_type = job_count(), "Debug" if enabled("DEBUG") else "Release"
         cuda_version = f"{cuda.version[0]}.{cuda.version[1]} ({cuda.nvcc})"
         on_x86 = platform.machine() in ("x86_64", "AMD64")
@@ -248,6 +312,7 @@ class BuildCore(build_ext):
             "simd_levels": "baseline avx2 avx512" if on_x86 else "baseline",
             "cuda": cuda_version if cuda.nvcc else f"no: {cuda.reason}",
             "cuda_archs": " ".join(cuda.archs) or "none",
+            "torch": torch.describe(),
             "jobs": jobs,
         }
         print(summary_text(summary), flush=True)
@@ -258,50 +323,76 @@ class BuildCore(build_ext):
             "Python_EXECUTABLE": sys.executable,
             "RC_PYBIND11_INCLUDE": find_pybind11(),
             "RC_CUDA": "ON" if cuda.nvcc else "OFF",
+            "RC_TORCH": str(torch.folder or ""),
         }
         if cuda.nvcc:
             options["CMAKE_CUDA_COMPILER"] = cuda.nvcc
             options["CMAKE_CUDA_ARCHITECTURES"] = ";".join(cuda.archs)
             options["CMAKE_CUDA_HOST_COMPILER"] = shutil.which(shlex.split(cxx)[-1]) or cxx
             options["RC_NVCC_THREADS"] = str(positive_int("NVCC_THREADS") or "")
-        built = self.run_cmake(
-            cmake, cxx, [f"-D{name}={value}" for name, value in options.items()], jobs
+        build = self.configure(
+            cmake, cxx, [f"-D{name}={value}" for name, value in options.items()], torch.version
         )
+        self.build_target(cmake, build, "_core", jobs)
+        self.install(build, "_core")
+        if torch.folder is not None:
+            try:
+                self.build_target(cmake, build, "_c10d", jobs)
+            except SetupError as error:
+                # Everything but the torch backend works, which says the same when it is used.
+                print(f"WARNING: {error}", flush=True)
+                summary["torch"] = f"no: it did not compile against torch {torch.describe()}"
+                torch.folder = None
+        self.install(build, "_c10d" if torch.folder is not None else None)
+        info = Path(self.get_ext_fullpath("ringcomm._core")).parent / "_build_info.json"
+        info.write_text(json.dumps(summary, indent=2) + "\n")
 
-        target = Path(self.get_ext_fullpath(self.extensions[0].name))
+    def install(self, build: Path, name: str | None) -> None:
+        """Puts an extension in its place; without a name, removes the _c10d of an earlier build."""
+        target = Path(self.get_ext_fullpath(f"ringcomm.{name or '_c10d'}"))
         target.parent.mkdir(parents=True, exist_ok=True)
+        if name is None:
+            target.unlink(missing_ok=True)
+            return
         # Replaced, not overwritten: a running process may have the old file mapped.
         new = target.with_name(target.name + ".new")
-        shutil.copyfile(built, new)
+        shutil.copyfile(build / f"{name}.so", new)
         os.replace(new, target)
-        (target.parent / "_build_info.json").write_text(json.dumps(summary, indent=2) + "\n")
 
-    def run_cmake(self, cmake: str, cxx: str, options: list[str], jobs: int) -> Path:
+    def configure(self, cmake: str, cxx: str, options: list[str], torch_version: str) -> Path:
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         # Ninja rebuilds what changed in the sources; any other change starts afresh.
         flags = [os.environ.get(name, "") for name in ("CXXFLAGS", "CUDAFLAGS", "LDFLAGS")]
-        key = json.dumps([cmake, cxx, *flags, str(ROOT), *options])
+        key = json.dumps([cmake, cxx, *flags, str(ROOT), *options, torch_version])
         key_file = build / "configured_with.json"
         if enabled("RINGCOMM_FORCE_BUILD") or not key_file.is_file() or key_file.read_text() != key:
             shutil.rmtree(build, ignore_errors=True)
-        environment = {**os.environ, "CXX": cxx}
-        try:
-            if not key_file.is_file():
-                configure = [cmake, "-G", "Ninja", "-S", str(ROOT), "-B", str(build), *options]
-                subprocess.run(configure, check=True, env=environment)
-                key_file.write_text(key)
-            subprocess.run(
-                [cmake, "--build", str(build), "--parallel", str(jobs)], check=True, env=environment
+        if not key_file.is_file():
+            self.run_tool(
+                [cmake, "-G", "Ninja", "-S", str(ROOT), "-B", str(build), *options],
+                "configuring ringcomm",
+                {**os.environ, "CXX": cxx},
             )
+            key_file.write_text(key)
+        return build
+
+    def build_target(self, cmake: str, build: Path, name: str, jobs: int) -> None:
+        self.run_tool(
+            [cmake, "--build", str(build), "--target", name, "--parallel", str(jobs)],
+            f"building ringcomm.{name}",
+            {**os.environ},
+        )
+
+    def run_tool(self, command: list[str], what: str, environment: dict[str, str]) -> None:
+        try:
+            subprocess.run(command, check=True, env=environment)
         except subprocess.CalledProcessError as error:
-            raise SetupError(
-                f"building ringcomm._core failed (see above): {shlex.join(error.cmd)}"
-            ) from None
-        return build / "_core.so"
+            raise SetupError(f"{what} failed (see above): {shlex.join(error.cmd)}") from None
 
     def get_outputs(self) -> list[str]:
-        outputs = super().get_outputs()
-        return [*outputs, *(str(Path(path).parent / "_build_info.json") for path in outputs)]
+        outputs = [path for path in super().get_outputs() if Path(path).exists()]
+        folder = Path(self.get_ext_fullpath("ringcomm._core")).parent
+        return [*outputs, str(folder / "_build_info.json")]
 
 
 if __name__ == "__main__":
@@ -310,6 +401,6 @@ if __name__ == "__main__":
         have = setuptools.__version__
         raise SystemExit(f"ringcomm needs setuptools >= 77, not {have}: pip install -U setuptools")
     setup(
-        ext_modules=[Extension("ringcomm._core", sources=[])],
+        ext_modules=[Extension(f"ringcomm.{name}", sources=[]) for name in ("_core", "_c10d")],
         cmdclass={"build_ext": BuildCore, "build_py": BuildPython},
     )

@@ -748,6 +748,16 @@ class Communicator:
                 self._pending.clear()
                 self._messages.clear()
 
+    def hand_over(self) -> Any:
+        """The communicator for C code (csrc/bind/c_table.h), which now decides when it closes.
+
+        Returns:
+            A capsule with one reference. This object must not be used afterwards.
+        """
+        _open.discard(self)
+        del self._pending  # __del__ leaves the core alone
+        return self._core.c_handle()
+
     def __enter__(self) -> "Communicator":
         return self
 
@@ -755,7 +765,7 @@ class Communicator:
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_pending"):  # else the constructor failed
+        if hasattr(self, "_pending"):  # else the constructor failed, or the core has another owner
             self.close()
 
     def __repr__(self) -> str:

@@ -122,6 +122,12 @@ VARIABLES: dict[str, Variable] = {
             "KiB of shared staging memory per rank (default: chosen by the transport)",
             at_least=4,
         ),
+        Variable(
+            "RINGCOMM_CACHE_DIR",
+            "str",
+            None,
+            "folder of what is compiled on first use (default: ringcomm in XDG_CACHE_HOME or ~/.cache)",
+        ),
         # torchrun and everything that speaks its language
         Variable("RANK", "int", None, "this process's rank in the job", at_least=0),
         Variable("WORLD_SIZE", "int", None, "number of processes in the job", at_least=1),
@@ -181,7 +187,7 @@ def get(name: Literal["TORCHELASTIC_RESTART_COUNT"]) -> int: ...
 def get(name: Literal["RINGCOMM_DEBUG"]) -> str: ...
 @overload
 def get(
-    name: Literal["RINGCOMM_SIMD", "MASTER_ADDR", "TORCHELASTIC_RUN_ID"],
+    name: Literal["RINGCOMM_SIMD", "RINGCOMM_CACHE_DIR", "MASTER_ADDR", "TORCHELASTIC_RUN_ID"],
 ) -> str | None: ...
 @overload
 def get(

@@ -21,7 +21,8 @@ CPP_LAYERS: list[set[str]] = [
     {"reduce", "codec", "transport"},
     {"algo"},
     {"comm"},
-    {"bind", "torch"},
+    {"bind"},
+    {"torch"},
 ]
 # Lowest first. A module may use its own layer and any lower one.
 PYTHON_LAYERS: list[set[str]] = [
@@ -30,7 +31,8 @@ PYTHON_LAYERS: list[set[str]] = [
     {"arguments", "arrays", "codecs", "descriptors", "plan", "rendezvous", "store", "work"},
     {"comm"},
     {"bootstrap"},
-    {"backend", "ddp", "nodes", "cupyx", "parallel"},
+    {"adapter", "ddp", "nodes", "cupyx", "parallel"},
+    {"backend"},
     {"train"},
     {"__init__", "demo", "info", "tune"},
 ]
@@ -119,6 +121,18 @@ def test_cpp_rooms_include_only_lower_rooms() -> None:
     for room in includes:
         layer_of(room, CPP_LAYERS)
     assert cpp_violations(includes) == []
+
+
+def test_the_torch_adapter_reaches_the_core_through_its_c_table_only() -> None:
+    included = {include for _, include in cpp_includes()["torch"]}
+    assert included == {"bind", "torch"}
+    assert all(
+        line.split('"')[1] == "bind/c_table.h" or line.split('"')[1].startswith("torch/")
+        for path in (ROOT / "csrc" / "torch").iterdir()
+        for line in path.read_text().splitlines()
+        if line.startswith('#include "')
+    )
+    assert "#include \"" not in (ROOT / "csrc" / "bind" / "c_table.h").read_text()
 
 
 def test_python_modules_import_only_lower_modules() -> None:

@@ -61,10 +61,8 @@ struct Collective {
   CodecOptions codec;
   // The symmetric memory that input is in, if peers are to read it there (direct).
   std::shared_ptr<const SymmetricRegion> region;
-  // monitored_barrier: its own deadline (0: the communicator's), and whether an error says of every late
-  // rank where it is.
-  double timeout_s = 0;
-  bool wait_all_ranks = false;
+  double timeout_s = 0;         // deadline of this call; 0: the communicator's
+  bool wait_all_ranks = false;  // monitored_barrier: an error says of every late rank where it is
 
   int64_t num_bytes() const { return count * static_cast<int64_t>(dtype_size(dtype)); }
   // all_gather: where the part of `rank` goes. reduce_scatter: where it is.

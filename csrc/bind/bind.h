@@ -3,6 +3,12 @@
 
 #include <pybind11/pybind11.h>
 
+#include <memory>
+
+namespace ringcomm {
+class Communicator;
+}
+
 namespace ringcomm::bind {
 
 void bind_errors(pybind11::module_& module);
@@ -11,5 +17,9 @@ void bind_device(pybind11::module_& module);
 void bind_codec(pybind11::module_& module);
 void bind_dlpack(pybind11::module_& module);
 void bind_comm(pybind11::module_& module);
+void bind_c_table(pybind11::module_& module);
+
+// An rc_comm for the functions of c_table.h; the capsule holds one reference.
+pybind11::capsule communicator_capsule(const std::shared_ptr<Communicator>& comm);
 
 }  // namespace ringcomm::bind

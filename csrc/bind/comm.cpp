@@ -77,13 +77,16 @@ auto without_gil(const Call& call) {
   }
 }
 
-// Peers in this process may need the GIL to finish what the destructor waits for.
-struct DeleteWithoutGil {
-  void operator()(Communicator* comm) const {
+// Peers in this process may need the GIL to finish what the destructor waits for. The last reference
+// may be another extension's, dropped without the GIL (c_table.h).
+void delete_without_gil(Communicator* comm) {
+  if (Py_IsInitialized() != 0 && PyGILState_Check() != 0) {
     py::gil_scoped_release release;
     delete comm;
+  } else {
+    delete comm;
   }
-};
+}
 
 // Runs now, or returns the Work of an asynchronous call.
 py::object issue(Communicator& comm, const Request& request, const std::string& tag, bool async_op) {
@@ -218,7 +221,7 @@ void bind_comm(py::module_& module) {
       .def_property_readonly("id", &SymmetricRegion::id)
       .def_buffer([](SymmetricRegion& region) { return py::buffer_info(region.own(), region.num_bytes()); });
 
-  py::class_<Communicator, std::unique_ptr<Communicator, DeleteWithoutGil>>(module, "Communicator")
+  py::class_<Communicator, std::shared_ptr<Communicator>>(module, "Communicator")
       .def(py::init([](int rank, int world_size, std::string name, double timeout_s, int64_t buffer_bytes,
                        int num_cores, int control_fd, std::vector<int> staging_fds, std::vector<int> pidfds,
                        std::vector<int> pids, uint32_t first_seq) {
@@ -235,7 +238,7 @@ void bind_comm(py::module_& module) {
              config.pids = std::move(pids);
              config.first_seq = first_seq;
              config.check_interrupt = check_python_signals;
-             return std::unique_ptr<Communicator, DeleteWithoutGil>(new Communicator(config));
+             return std::shared_ptr<Communicator>(new Communicator(config), delete_without_gil);
            }),
            py::kw_only(), py::arg("rank"), py::arg("world_size"), py::arg("name"), py::arg("timeout_s"),
            py::arg("buffer_bytes"), py::arg("num_cores"), py::arg("control_fd"), py::arg("staging_fds"),
@@ -321,6 +324,7 @@ void bind_comm(py::module_& module) {
           py::arg("num_elems"))
       .def("map_symmetric", &Communicator::map_symmetric, py::arg("num_bytes"), py::arg("fds"))
       .def("reset_stats", &Communicator::reset_stats)
+      .def("c_handle", &communicator_capsule)
       .def("abort", &Communicator::abort, py::arg("reason"))
       .def("close", [](Communicator& comm) { without_gil([&] { comm.close(); }); });
 }

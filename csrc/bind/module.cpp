@@ -8,4 +8,5 @@ PYBIND11_MODULE(_core, module) {
   ringcomm::bind::bind_codec(module);
   ringcomm::bind::bind_dlpack(module);
   ringcomm::bind::bind_comm(module);
+  ringcomm::bind::bind_c_table(module);
 }

@@ -83,14 +83,28 @@ bool Work::wait(double timeout_s, const std::function<void()>& check_interrupt) 
   return true;
 }
 
+void Work::on_done(Callback callback) {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (!done_) {
+      callback_ = std::move(callback);
+      return;
+    }
+  }
+  callback(error_, source_);
+}
+
 void Work::finish(std::exception_ptr error, int source) {
+  Callback callback;
   {
     std::lock_guard<std::mutex> lock(mutex_);
     done_ = true;
     error_ = std::move(error);
+    callback.swap(callback_);
     source_ = source;
   }
   finished_.notify_all();
+  if (callback) callback(error_, source_);
 }
 
 // ---- Communicator --------------------------------------------------------------------------------
@@ -354,6 +368,23 @@ void Communicator::reset_stats() {
   std::lock_guard<std::mutex> lock(mutex_);
   stats_ = {};
   message_stats_ = {};
+}
+
+void Communicator::set_timeout(double timeout_s) {
+  check_usable();
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (group_) group_->set_timeout(timeout_s);
+}
+
+std::optional<Error> Communicator::fault() const {
+  try {
+    check_usable();
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (group_) group_->throw_if_failed();
+  } catch (const Error& error) {
+    return error;
+  }
+  return {};
 }
 
 void Communicator::abort(const std::string& reason) {

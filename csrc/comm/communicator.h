@@ -13,6 +13,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 
@@ -32,6 +33,10 @@ class Work {
   // communicator's deadline bounds every call). True if it finished; rethrows its error.
   // check_interrupt, if any, runs every kInterruptCheck and may throw; the call itself goes on.
   bool wait(double timeout_s = -1, const std::function<void()>& check_interrupt = {}) const;
+  // Calls back once, after wait() has been released, with the error or null and source(): in the
+  // thread that finishes the call, or here and now if it has finished. Must not block or throw. One callback.
+  using Callback = std::function<void(const std::exception_ptr& error, int source)>;
+  void on_done(Callback callback);
   // Of a receive that is done: the rank that sent the message. Else -1.
   int source() const;
 
@@ -44,6 +49,7 @@ class Work {
   mutable std::condition_variable finished_;
   bool done_ = false;
   std::exception_ptr error_;
+  Callback callback_;
   int source_ = -1;
   // Of a message: whoever waits for it moves it.
   std::shared_ptr<P2pEngine> messages_;
@@ -94,6 +100,10 @@ class Communicator {
   };
   MessageStats message_stats() const;
   void reset_stats();
+  // The deadline of calls that have not begun to wait yet.
+  void set_timeout(double timeout_s);
+  // What every later call would throw, or nothing.
+  std::optional<Error> fault() const;
 
   // Makes every rank raise AbortedError now and for ever. Never waits.
   void abort(const std::string& reason);

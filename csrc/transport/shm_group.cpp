@@ -14,6 +14,11 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+int64_t nanoseconds_of(double timeout_s) {
+  RC_CHECK(timeout_s > 0, "timeout must be positive, not ", timeout_s, " s");
+  return static_cast<int64_t>(timeout_s * 1e9);
+}
+
 }  // namespace
 
 void ShmGroup::format_control(int control_fd, int world_size, uint32_t first_seq) {
@@ -44,7 +49,7 @@ ShmGroup::ShmGroup(const GroupConfig& config)
     : rank_(config.rank),
       world_size_(config.world_size),
       name_(config.name),
-      timeout_(static_cast<int64_t>(config.timeout_s * 1e9)),
+      timeout_ns_(nanoseconds_of(config.timeout_s)),
       layout_(StagingLayout::make(config.buffer_bytes)),
       p2p_layout_(P2pLayout::make(layout_, config.world_size)),
       pids_(config.pids),
@@ -57,7 +62,6 @@ ShmGroup::ShmGroup(const GroupConfig& config)
       checked_seq_(static_cast<size_t>(config.world_size), config.first_seq) {
   RC_CHECK(world_size_ >= 1 && world_size_ <= kMaxRanks, "world_size must be 1 to ", kMaxRanks, ", not ", world_size_);
   RC_CHECK(rank_ >= 0 && rank_ < world_size_, "rank must be 0 to ", world_size_ - 1, ", not ", rank_);
-  RC_CHECK(timeout_.count() > 0, "timeout must be positive, not ", config.timeout_s, " s");
   const size_t expected = static_cast<size_t>(world_size_);
   RC_CHECK(config.staging_fds.size() == expected && config.pidfds.size() == expected && config.pids.size() == expected,
            "need one staging segment, pidfd and pid per rank");
@@ -100,6 +104,8 @@ void ShmGroup::leave() {
 }
 
 // ---- one collective ------------------------------------------------------------------------------
+
+void ShmGroup::set_timeout(double timeout_s) { timeout_ns_.store(nanoseconds_of(timeout_s)); }
 
 void ShmGroup::begin(const Descriptor& descriptor, const Patience& patience) {
   throw_if_failed();
@@ -319,7 +325,7 @@ std::string ShmGroup::where_is(int peer) const {
 }
 
 std::chrono::nanoseconds ShmGroup::call_timeout() const {
-  return patience_.timeout_s > 0 ? std::chrono::nanoseconds(static_cast<int64_t>(patience_.timeout_s * 1e9)) : timeout_;
+  return patience_.timeout_s > 0 ? std::chrono::nanoseconds(nanoseconds_of(patience_.timeout_s)) : timeout();
 }
 
 // Names all that have not come, not only the one that this rank happens to wait for.

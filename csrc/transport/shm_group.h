@@ -16,6 +16,7 @@
 // One thread at a time may use a group; Communicator sees to that.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <exception>
 #include <functional>
@@ -118,6 +119,8 @@ class ShmGroup {
   void throw_if_failed() const;
   // Records for all ranks that check_interrupt threw `error`; any thread. `where` follows "interrupted".
   void report_interrupt(const std::exception& error, const std::string& where);
+  // The group's deadline from the next wait on; any thread.
+  void set_timeout(double timeout_s);
   // Tells the peers that this rank will not come back; they fail only if they wait for it.
   void leave();
   std::string describe_current() const { return describe(current_, seq_); }
@@ -127,7 +130,7 @@ class ShmGroup {
   uint8_t* slab(int rank) const { return slabs_[static_cast<size_t>(rank)].data(); }
   const P2pLayout& p2p_layout() const { return p2p_layout_; }
   uint32_t first_seq() const { return first_seq_; }
-  std::chrono::nanoseconds timeout() const { return timeout_; }
+  std::chrono::nanoseconds timeout() const { return std::chrono::nanoseconds(timeout_ns_.load()); }
   Lifecycle lifecycle(int rank) const {
     return static_cast<Lifecycle>(line(rank).lifecycle.load(std::memory_order_seq_cst));
   }
@@ -164,7 +167,7 @@ class ShmGroup {
   const int rank_;
   const int world_size_;
   const std::string name_;
-  const std::chrono::nanoseconds timeout_;
+  std::atomic<int64_t> timeout_ns_;
   const StagingLayout layout_;
   const P2pLayout p2p_layout_;
   const std::vector<int> pids_;

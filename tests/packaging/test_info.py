@@ -26,7 +26,7 @@ def test_the_build_summary_is_stored_and_complete() -> None:
     summary = info.build_info()
     assert set(summary) == {
         "version", "git_commit", "python", "compiler", "build_type", "simd_levels", "cuda",
-        "cuda_archs", "jobs",
+        "cuda_archs", "torch", "jobs",
     }  # fmt: skip
     assert summary["version"] == __version__
     assert summary["cuda"].startswith("no: ") == (_core.cuda_probe().runtime_version == 0)

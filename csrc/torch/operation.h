@@ -1,0 +1,72 @@
+// One call of a collective on tensors: the calls that it makes of the core, the memory that must stay
+// alive meanwhile, and what is copied where when they are done.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <c10/util/SmallVector.h>
+
+#include <deque>
+#include <torch/csrc/distributed/c10d/Work.hpp>
+#include <utility>
+#include <vector>
+
+#include "torch/core.h"
+
+namespace ringcomm::adapter {
+
+class Operation {
+ public:
+  // `title` names it in profiles ("ringcomm:all_reduce"), `name` in errors and communication
+  // metadata, where readers expect NCCL's spelling.
+  Operation(const Core& core, c10d::OpType type, const char* title, const char* name)
+      : type(type), title(title), name(name), core_(core) {}
+
+  // Memory of a tensor as the core needs it: dense, contiguous, on the CPU. If the tensor's own is
+  // not, a copy stands in for it, which finish() copies back after write() and update().
+  void* read(const at::Tensor& tensor);
+  void* write(const at::Tensor& tensor);
+  void* update(const at::Tensor& tensor);
+
+  // One more call; the elements of `like` give the dtype. Counts passed on are items of the tensor.
+  rc_call& move(int32_t op, const at::Tensor& like, int64_t num_items, int root = -1);
+  rc_call& reduce(int32_t op, const at::Tensor& like, int64_t num_items, const c10d::ReduceOp& reduce_op,
+                  int root = -1);
+  rc_call& synchronize(int32_t op) { return add(op, {0, 0}, 0, -1); }
+  // Parts by rank, of tensors or of pieces of one tensor.
+  const rc_part* read_parts(at::ArrayRef<at::Tensor> tensors);
+  const rc_part* write_parts(at::ArrayRef<at::Tensor> tensors);
+  const rc_part* parts(void* base, const at::Tensor& like, at::ArrayRef<int64_t> num_items);
+  // A copy of `from` to make when the calls are done.
+  void copy_when_done(const at::Tensor& to, const at::Tensor& from) { copies_.emplace_back(to, from); }
+  void keep(const at::Tensor& tensor) { kept_.push_back(tensor); }
+
+  // A wrong argument. RuntimeError, as of torch's own backends.
+  template <typename... Parts>
+  void check(bool ok, const Parts&... parts) const {
+    TORCH_CHECK(ok, "ringcomm ", name, ": ", parts...);
+  }
+  void check_dense(const at::Tensor& tensor) const;
+  void check_same_type(const at::Tensor& tensor, const at::Tensor& like) const;
+
+  // After the last call: copies results to where the caller wants them.
+  void finish() const;
+
+  const c10d::OpType type;
+  const char* const title;
+  const char* const name;
+  c10::SmallVector<rc_call, 1> calls;
+  std::vector<at::Tensor> inputs;   // for profiles
+  std::vector<at::Tensor> outputs;  // the value of the future
+  std::vector<int64_t> input_splits, output_splits;
+
+ private:
+  rc_call& add(int32_t op, Elements elements, int64_t num_items, int root);
+  const rc_part* own(std::vector<rc_part> parts);
+
+  const Core& core_;
+  c10::SmallVector<at::Tensor, 2> kept_;
+  std::vector<std::pair<at::Tensor, at::Tensor>> copies_;  // to, from
+  std::deque<std::vector<rc_part>> parts_;                 // a deque: addresses stay
+};
+
+}  // namespace ringcomm::adapter
