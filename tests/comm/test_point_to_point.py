@@ -393,12 +393,12 @@ def pass_around(comm: Communicator) -> float:
             comm.recv(token, comm.rank - 1)
             comm.send(token, (comm.rank + 1) % n)
         laps.append(time.monotonic() - begin)
-    return sorted(laps)[10] / n
+    return sorted(laps)[10]
 
 
 def test_a_message_wakes_the_rank_that_waits_for_it(worlds: Worlds) -> None:
-    # Who sleeps without being woken looks every 20 ms.
-    assert max(worlds.run(6, pass_around)) < 0.004
+    # Who sleeps without being woken looks every 20 ms, so that no lap takes less.
+    assert max(worlds.run(6, pass_around)) < 0.014
 
 
 # ---- to itself -----------------------------------------------------------------------------------
