@@ -115,9 +115,8 @@ def from_anyone(comm: Communicator) -> list[int]:
 def test_receives_from_anyone_say_whom_and_serve_all(worlds: Worlds) -> None:
     order = worlds.run(4, from_anyone)[0]
     assert [order.count(rank) for rank in range(4)] == [0, 200, 200, 200]
-    # Nobody is left behind while all have messages waiting: the eight in its slots are there.
-    for rank in (1, 2, 3):
-        assert SLOTS - 1 <= order[: 3 * SLOTS].count(rank) <= SLOTS + 1, order
+    # While all have messages waiting, as many as there are slots at first, they take turns.
+    assert order[: 3 * SLOTS] == [1, 2, 3] * SLOTS
 
 
 def first_who_comes(comm: Communicator, port: int) -> None:
@@ -383,21 +382,23 @@ def pass_around(comm: Communicator) -> float:
     """More ranks than cores, as a rule: all but one sleep."""
     token = np.zeros(1)
     n = comm.world_size
+    laps = []
     comm.barrier()
-    begin = time.monotonic()
     for _ in range(40):
+        begin = time.monotonic()
         if comm.rank == 0:
             comm.send(token, 1)
             comm.recv(token, n - 1)
         else:
             comm.recv(token, comm.rank - 1)
-            comm.send(token + 1, (comm.rank + 1) % n)
-    return (time.monotonic() - begin) / 40 / n
+            comm.send(token, (comm.rank + 1) % n)
+        laps.append(time.monotonic() - begin)
+    return sorted(laps)[10]
 
 
 def test_a_message_wakes_the_rank_that_waits_for_it(worlds: Worlds) -> None:
-    # Who sleeps without being woken looks every 20 ms.
-    assert max(worlds.run(6, pass_around)) < 0.008
+    # Who sleeps without being woken looks every 20 ms, so that no lap takes less.
+    assert max(worlds.run(6, pass_around)) < 0.014
 
 
 # ---- to itself -----------------------------------------------------------------------------------
