@@ -17,7 +17,7 @@ from ringcomm.store import Store, TCPStore, shared_store
 __all__ = ["init"]
 
 DEFAULT_BUFFER_KIB = 512
-"""Size of one staging buffer; a rank has four, and two small slots (2.1 MiB in all)."""
+"""Size of one staging buffer; a rank has four, and room for what is small and for messages (3 MiB in all)."""
 
 _NUM_BUFFERS = 4
 _DEFAULT_PORT = 29433

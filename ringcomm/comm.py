@@ -644,7 +644,7 @@ class Communicator:
         if not async_op:
             return x
         self._keep(core, (x, source))
-        return Work(core, x, lambda: self._messages.pop(core, None), self._interrupted)
+        return Work(core, x, lambda: self._release(core), self._interrupted)
 
     def recv(self, x: Any, src: int | None = None, tag: int = 0, async_op: bool = False) -> Any:
         """Receives a message into ``x``.
@@ -679,7 +679,7 @@ class Communicator:
         def complete() -> None:
             if finish is not None:
                 finish()
-            self._messages.pop(core, None)
+            self._release(core)
 
         return RecvWork(core, None, complete, self._interrupted)
 
@@ -836,6 +836,10 @@ class Communicator:
                     del self._messages[done]
                 self._messages_limit = max(_MIN_MESSAGES, 2 * len(self._messages))
             self._messages[core] = arrays
+
+    def _release(self, core: Any) -> None:
+        with self._pending_lock:
+            self._messages.pop(core, None)
 
     def _check_message(self, peer: int, role: str, tag: int) -> None:
         if type(peer) is not int or type(tag) is not int:

@@ -79,8 +79,10 @@ bool P2pEngine::pump(Lock& lock) {
   if (finished.empty()) return moved;
   lock.unlock();
   for (P2pOp& op : finished) op.on_finish(op.error, op.peer);
+  const auto num_finished = static_cast<int64_t>(finished.size());
+  finished.clear();
   lock.lock();
-  num_unfinished_ -= static_cast<int64_t>(finished.size());
+  num_unfinished_ -= num_finished;
   changed_.notify_all();
   if (sleepers_ > 0) {  // they wait for the doorbell, but perhaps for one of these
     doorbell_.asleep.store(0, std::memory_order_relaxed);
@@ -139,12 +141,12 @@ void P2pEngine::sleep(Lock& lock, std::chrono::nanoseconds at_most) {
   if (--sleepers_ == 0) doorbell_.asleep.store(0, std::memory_order_relaxed);
 }
 
-// A thread inside wait(). One of them drives, the others sleep until it has something for them or leaves.
+// A thread inside wait(), with the lock when it comes and goes. One of them drives, the others sleep until it has
+// something for them or leaves.
 class P2pEngine::Waiter {
  public:
-  Waiter(P2pEngine& engine, Lock& lock) : engine_(engine), lock_(lock) { ++engine_.waiters_; }
+  explicit Waiter(P2pEngine& engine) : engine_(engine) { ++engine_.waiters_; }
   ~Waiter() {
-    if (!lock_.owns_lock()) lock_.lock();
     if (drives_) engine_.driven_ = false;
     --engine_.waiters_;
     engine_.changed_.notify_all();
@@ -156,7 +158,6 @@ class P2pEngine::Waiter {
 
  private:
   P2pEngine& engine_;
-  Lock& lock_;
   bool drives_ = false;
 };
 
@@ -164,21 +165,23 @@ bool P2pEngine::wait(const std::function<bool()>& done, double limit_s, const st
   if (done()) return true;
   const Clock::time_point limit = end_of(limit_s);
   Lock lock = enter();
-  Waiter waiter(*this, lock);
   while (!done()) {
     const Clock::time_point check_due = check_interrupt ? Clock::now() + kInterruptCheck : Clock::time_point::max();
     const Clock::time_point until = std::min(limit, check_due);
-    while (!done() && Clock::now() < until) {
-      if (waiter.may_drive()) {
-        drive(lock, wait_budget_, done, until);
-      } else {
-        changed_.wait_for(lock, kMaxSleep);
+    {
+      Waiter waiter(*this);
+      while (!done() && Clock::now() < until) {
+        if (waiter.may_drive()) {
+          drive(lock, wait_budget_, done, until);
+        } else {
+          changed_.wait_for(lock, kMaxSleep);
+        }
       }
     }
     if (done()) break;
     if (until == limit) return false;
     lock.unlock();
-    check_interrupt();
+    check_interrupt();  // which may wait for a message itself
     lock.lock();
   }
   return true;

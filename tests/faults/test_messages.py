@@ -277,6 +277,37 @@ def test_abort_frees_everybody_who_waits_for_a_message(worlds: Worlds) -> None:
         assert outcome.value[2] - outcomes[2].value[1] < 0.5
 
 
+def answer_in_a_handler(rank: int, port: int) -> None:
+    control_page.keep_pages()
+    store = TCPStore(port=port, is_server=False, timeout=20)
+    with join(rank, 2, port, timeout=20.0) as comm:
+        comm.barrier()
+        big = np.zeros(50_000)
+        if rank == 1:
+            control_page.wait_until_inside(comm, 0, 2)
+            store.set("inside", b"")
+            comm.recv(big, 0)
+            comm.send(big + 1, 0)
+            return
+        signal.signal(signal.SIGUSR1, lambda *_: comm.send(np.ones(50_000), 1))
+        comm.recv(big, 1)
+        assert (big == 2).all()
+
+
+def test_a_signal_handler_may_send_while_its_rank_waits(worlds: Worlds) -> None:
+    store = TCPStore(is_server=True, timeout=20)
+    ranks = [worlds.take() for _ in range(2)]
+    for rank, process in enumerate(ranks):
+        process.start(answer_in_a_handler, rank, store.port)
+    store.get("inside")
+    ranks[0].kill(signal.SIGUSR1)
+    outcomes = [process.outcome(time.monotonic() + 30) for process in ranks]
+    for process in ranks:
+        worlds.give_back(process, False)  # with a changed signal handler
+    store.close()
+    assert [o.kind for o in outcomes] == ["value", "value"], outcomes
+
+
 def close_while_waiting(comm: Communicator) -> None:
     """close() in one thread ends the receive of another."""
     errors: list[BaseException] = []
