@@ -2,7 +2,6 @@
 
 import atexit
 import contextlib
-import operator
 import os
 import threading
 import weakref
@@ -822,7 +821,7 @@ class Communicator:
 
     def _check_message(self, peer: int, role: str, tag: int) -> None:
         if type(peer) is not int or type(tag) is not int:
-            peer, tag = _whole(peer, role), _whole(tag, "tag")
+            peer, tag = whole_number(peer, role), whole_number(tag, "tag")
         if not 0 <= peer < self.world_size:
             raise UsageError(f"{role} must be 0 to {self.world_size - 1}, not {peer}")
         if not 0 <= tag <= _MAX_TAG:

@@ -12,7 +12,6 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as funcol
-from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 SHORT = timedelta(seconds=1)
@@ -226,7 +225,11 @@ def asynchronous_calls_finish_in_order(rank, world):
         assert work.wait()
         assert (tensor == sum(r + i for r in range(world))).all()
         assert work.result()[0] is tensor or torch.equal(work.result()[0], tensor)
-    numbered = [work._get_sequence_number() for work in works] if hasattr(works[0], "_get_sequence_number") else []
+    numbered = (
+        [work._get_sequence_number() for work in works]
+        if hasattr(works[0], "_get_sequence_number")
+        else []
+    )
     assert numbered == sorted(numbered)
 
 
@@ -367,14 +370,12 @@ def a_late_rank_is_named(rank, world):
         group.set_timeout(SHORT)
         if rank != 0:
             started = time.monotonic()
-            raises(
-                dist.DistBackendError, lambda: call(group), "rank 0", "Timed out", "within 1 s"
-            )  # noqa: B023
+            raises(dist.DistBackendError, lambda: call(group), "rank 0", "Timed out", "within 1 s")  # noqa: B023
             assert time.monotonic() - started < 10
             # Lost, and says why to everyone who comes later.
-            raises(dist.DistBackendError, lambda: dist.barrier(group), "rank 0")  # noqa: B023
+            raises(dist.DistBackendError, functools.partial(dist.barrier, group), "rank 0")
         dist.barrier()
-        raises(dist.DistBackendError, lambda: dist.barrier(group), "within 1 s")  # noqa: B023
+        raises(dist.DistBackendError, functools.partial(dist.barrier, group), "within 1 s")
         dist.barrier()
 
 
@@ -428,7 +429,7 @@ def functional_collectives(rank, world):
     both = funcol.all_reduce_coalesced([x, x + 1], "sum", group)
     assert torch.equal(both[1] + 0, total + world)
     assert torch.equal(funcol.broadcast(x, 0, group) + 0, numbers(0, (4, 2)))
-    moved = funcol.all_to_all_single(x[:world].contiguous(), None, None, group) if world <= 4 else None
+    moved = (
+        funcol.all_to_all_single(x[:world].contiguous(), None, None, group) if world <= 4 else None
+    )
     assert moved is None or (moved + 0).shape == (world, 2)
-
-
