@@ -12,6 +12,8 @@ namespace {
 
 // How often deadlines and peers that left are looked at.
 constexpr std::chrono::milliseconds kCheckInterval{5};
+// A round of drive() takes the lock and looks at every peer: five times as long as one flag.
+constexpr int kLooksPerRound = 5;
 
 // The end of a limit in seconds, which may be any number; negative: never.
 std::chrono::steady_clock::time_point end_of(double limit_s) {
@@ -26,9 +28,9 @@ std::chrono::steady_clock::time_point end_of(double limit_s) {
 P2pEngine::P2pEngine(ShmGroup& group, int num_cores)
     : group_(group),
       doorbell_(*reinterpret_cast<Doorbell*>(group.slab(group.rank()) + group.p2p_layout().doorbell_offset())),
-      wait_budget_(WaitBudget::make(group.world_size(), num_cores)),
+      wait_budget_(WaitBudget::make(group.world_size(), num_cores, kLooksPerRound)),
       // The thread in the background must not take the core of the one that computes.
-      background_budget_(WaitBudget::make(2 * group.world_size(), num_cores)),
+      background_budget_(WaitBudget::make(2 * group.world_size(), num_cores, kLooksPerRound)),
       queues_(group) {}
 
 P2pEngine::~P2pEngine() = default;

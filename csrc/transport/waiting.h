@@ -13,12 +13,13 @@ namespace ringcomm {
 
 // Spinning answers in well under a microsecond; sleeping costs tens. With a core per thread a waiter
 // spins for roughly 100 us before it sleeps; with fewer it gives its core away almost at once.
+// looks_per_round: what one round costs, in looks at a single flag.
 struct WaitBudget {
   int spin_rounds;
   int yield_rounds;
 
-  static WaitBudget make(int num_threads, int num_cores) {
-    return num_threads <= num_cores ? WaitBudget{4000, 0} : WaitBudget{40, 20};
+  static WaitBudget make(int num_threads, int num_cores, int looks_per_round = 1) {
+    return num_threads <= num_cores ? WaitBudget{4000 / looks_per_round, 0} : WaitBudget{40 / looks_per_round, 20};
   }
 };
 constexpr int kRoundsPerCheck = 64;

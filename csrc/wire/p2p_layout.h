@@ -80,7 +80,7 @@ struct P2pLayout {
   static constexpr int64_t kMaxEagerBytes = 4096;
   static constexpr int64_t kMinEagerBytes = 256;
   static constexpr int64_t kEagerBudget = 32 * 1024;  // of eager_bytes x world_size
-  static constexpr int64_t kMaxChunkBytes = 64 * 1024;
+  static constexpr int64_t kMaxChunkBytes = 128 * 1024;
   static constexpr int64_t kBufferShare = 4;  // a collective's buffer is this many times as large
 
  private:

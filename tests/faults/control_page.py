@@ -1,4 +1,4 @@
-"""A look into a group's control page, and a way to damage it. Offsets: csrc/wire/shared_layout.h."""
+"""A look into what a group shares, and a way to damage it. Offsets: csrc/wire/shared_layout.h."""
 
 import mmap
 import os
@@ -6,7 +6,7 @@ import struct
 import time
 from typing import Any
 
-from ringcomm import Communicator, comm
+from ringcomm import Communicator, _core, comm
 
 FAULT_STATE = 64
 RANKS = 1088
@@ -14,15 +14,23 @@ RANK_BYTES = 128
 ENTERED_SEQ = 72
 
 _pages: dict[int, mmap.mmap] = {}  # by process
+_slabs: dict[int, list[mmap.mmap]] = {}  # by process, then by rank
 _original = comm.rendezvous
 
 
 def _keep_page(*args: Any, **kwargs: Any) -> Any:
     endpoints = _original(*args, **kwargs)
-    copy = os.dup(endpoints.control_fd)
-    _pages[os.getpid()] = mmap.mmap(copy, os.fstat(copy).st_size)
-    os.close(copy)
+    _pages[os.getpid()] = _map(endpoints.control_fd)
+    _slabs[os.getpid()] = [_map(fd) for fd in endpoints.staging_fds]
     return endpoints
+
+
+def _map(fd: int) -> mmap.mmap:
+    copy = os.dup(fd)
+    try:
+        return mmap.mmap(copy, os.fstat(copy).st_size)
+    finally:
+        os.close(copy)
 
 
 def keep_pages() -> None:
@@ -43,6 +51,15 @@ def wait_until_entered(comm: Communicator, rank: int, seq: int, seconds: float =
     until = time.monotonic() + seconds
     while entered_seq(rank) != seq:
         assert time.monotonic() < until, f"rank {rank} never entered #{seq}"
+        time.sleep(0.001)
+
+
+def wait_until_inside(comm: Communicator, rank: int, seq: int, seconds: float = 20) -> None:
+    """Returns once ``rank`` is inside collective number ``seq``, or sleeps until a message comes."""
+    table = _core.shared_layout(comm.world_size, bootstrap._buffer_bytes())
+    until = time.monotonic() + seconds
+    while entered_seq(rank) != seq and not _slabs[os.getpid()][rank][table["doorbell"]]:
+        assert time.monotonic() < until, f"rank {rank} waits for nothing"
         time.sleep(0.001)
 
 

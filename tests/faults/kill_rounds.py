@@ -3,7 +3,7 @@
     python -m tests.faults.kill_rounds --rounds 200 --seed 1 [--json FILE]
 
 Each round: 2 to 4 ranks make a random mix of collectives (sizes, algorithms, codecs, asynchronous
-ones); one of them is killed during set-up, in the middle of it all, or around close(). A round passes
+ones) and messages; one of them is killed during set-up, in the middle of it all, or around close(). A round passes
 if every survivor raises PeerLostError that names the dead rank within a second of the kill, all with
 the same sentence, if no result was ever wrong, and if nothing is left behind: no name in the
 temporary directory or /dev/shm, no descriptor, no process. Around close() a survivor may also have
@@ -63,10 +63,10 @@ class Summary:
 
 
 def one_call(comm: Communicator, dice: random.Random) -> None:
-    """A random collective, the same on all ranks, with its result checked."""
+    """A random collective or exchange of messages, the same on all ranks, with its result checked."""
     n, rank = comm.world_size, comm.rank
     count = dice.choice(SIZES)
-    kind = dice.randrange(8)
+    kind = dice.randrange(9)
     if kind == 0:
         comm.barrier()
     elif kind == 1:
@@ -80,6 +80,13 @@ def one_call(comm: Communicator, dice: random.Random) -> None:
     elif kind == 3:
         got = comm.reduce_scatter(np.full((n, count), rank + 1, np.int64))
         assert (got == n * (n + 1) // 2).all()
+    elif kind == 8:
+        rows = np.full((n, count), -1, np.int32)
+        works = [comm.recv(row, src, async_op=True) for src, row in enumerate(rows)]
+        works += [comm.send(np.full(count, rank, np.int32), dst, async_op=True) for dst in range(n)]
+        for work in works:
+            work.wait()
+        assert (rows == np.arange(n)[:, None]).all()
     else:
         x = np.full(count, rank + 1, np.float32)
         algo = dice.choice((None, "two_shot", "ring"))

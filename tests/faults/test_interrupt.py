@@ -28,6 +28,10 @@ WAITS: dict[str, Callable[[Communicator], Any]] = {
     "barrier": lambda c: c.barrier(),
     "Work.wait": lambda c: c.all_reduce(np.ones(10), async_op=True).wait(),
     "behind async": wait_behind_async,
+    "recv": lambda c: c.recv(np.ones(10), 1),
+    "recv from anyone": lambda c: c.recv(np.ones(10)),
+    "send": lambda c: c.send(np.ones(100_000), 1, async_op=c.rank == 1),
+    "Work.wait of recv": lambda c: c.recv(np.ones(10), 1, async_op=True).wait(),
 }
 
 
@@ -38,8 +42,8 @@ def wait_for_a_signal(rank: int, port: int, what: str) -> None:
     with join(rank, 3, port, timeout=60.0) as comm:
         comm.barrier()
         if rank == 1:
-            control_page.wait_until_entered(comm, 0, 2)
-            control_page.wait_until_entered(comm, 2, 2)
+            control_page.wait_until_inside(comm, 0, 2)
+            control_page.wait_until_inside(comm, 2, 2)
             store.set("inside", b"")
             store.get("freed")
         try:
