@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from ringcomm.codecs import Codec as Codec
     from ringcomm.codecs import codec as codec
     from ringcomm.comm import Communicator as Communicator
-    from ringcomm.comm import Work as Work
     from ringcomm.ddp import attach as attach
+    from ringcomm.work import Work as Work
 
 __all__ = ["Codec", "Communicator", "Work", "__version__", "attach", "codec", "errors", "init"]
 
@@ -24,7 +24,7 @@ __all__ = ["Codec", "Communicator", "Work", "__version__", "attach", "codec", "e
 _LAZY = {
     "Codec": "ringcomm.codecs",
     "Communicator": "ringcomm.comm",
-    "Work": "ringcomm.comm",
+    "Work": "ringcomm.work",
     "attach": "ringcomm.ddp",
     "codec": "ringcomm.codecs",
     "init": "ringcomm.bootstrap",

@@ -153,9 +153,10 @@ def parts_to_send(x: Any, world_size: int, counts: Sequence[int] | None = None) 
     """Cuts ``x`` along its first dimension, into ``counts`` rows or evenly; or takes a list of arrays."""
     if not is_list(x):
         source = readable(x)
-        if counts is None:
-            counts = [equal_parts(source, world_size)] * world_size
-        return Parts(_cut(source, counts, world_size, "x", "send_counts"), [source])
+        if counts is not None:
+            return Parts(_cut(source, counts, world_size, "x", "send_counts"), [source])
+        equal_parts(source, world_size)
+        return Parts(_evenly(source, world_size), [source])
     _refuse_counts(counts, "x", "send_counts")
     views = _views(x, world_size, "x", readable)
     for rank, one in enumerate(views):
@@ -183,8 +184,12 @@ def parts_to_receive(
             f"out: {target.num_elems} elements, which is no multiple of the world size {world_size}; pass "
             "receive_counts, or a list of arrays"
         )
-    part, part_bytes = target.num_elems // world_size, target.num_bytes // world_size
-    return Parts([(target.ptr + rank * part_bytes, part) for rank in range(world_size)], [target])
+    return Parts(_evenly(target, world_size), [target])
+
+
+def _evenly(array: ArrayView, world_size: int) -> list[tuple[int, int]]:
+    part, part_bytes = array.num_elems // world_size, array.num_bytes // world_size
+    return [(array.ptr + rank * part_bytes, part) for rank in range(world_size)]
 
 
 def row_counts(counts: Sequence[int], world_size: int, role: str) -> list[int]:

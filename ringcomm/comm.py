@@ -15,6 +15,7 @@ import numpy as np
 from ringcomm import _core
 from ringcomm.arguments import (
     Parts,
+    equal_parts,
     group_name,
     in_place,
     is_list,
@@ -32,12 +33,13 @@ from ringcomm.arrays import ArrayView, empty_like, view
 from ringcomm.codecs import Codec
 from ringcomm.codecs import codec as parse_codec
 from ringcomm.descriptors import Endpoints
-from ringcomm.errors import AbortedError, RingcommError, SystemResourceError, UsageError
+from ringcomm.errors import AbortedError, SystemResourceError, UsageError
 from ringcomm.plan import Plan, choose
 from ringcomm.rendezvous import rendezvous
 from ringcomm.store import Store, TCPStore
+from ringcomm.work import RecvWork, Work
 
-__all__ = ["Communicator", "Work", "connect"]
+__all__ = ["Communicator", "connect"]
 
 _OPS: dict[str, int] = _core.OPS
 _REDUCE_OPS: dict[str, int] = _core.REDUCE_OPS
@@ -45,57 +47,6 @@ _ALGOS: dict[str | None, int] = {None: -1} | dict(_core.ALGOS.items())
 _ALL_REDUCE = _OPS["all_reduce"]
 _MAX_TAG = 2**31 - 1
 _MIN_MESSAGES = 16
-
-
-class Work:
-    """The handle of an asynchronous call. May be dropped: the call goes on."""
-
-    def __init__(self, comm: "Communicator", core: Any, result: Any, finish: Any) -> None:
-        self._comm = comm
-        self._core = core
-        self._result = result
-        self._finish = finish  # copies a temporary back; runs once, in the first wait()
-        self._lock = threading.Lock()
-
-    def done(self) -> bool:
-        """Whether the call has finished, well or with an error. Never blocks."""
-        return bool(self._core.done())
-
-    def wait(self, timeout: float | None = None) -> Any:
-        """Blocks until the call has finished and returns what the synchronous call returns.
-
-        Args:
-            timeout: Seconds; None waits for as long as the communicator's own deadline allows.
-
-        Raises:
-            TimeoutError: not finished after ``timeout`` seconds; the call goes on.
-            RingcommError: what the synchronous call would have raised.
-            KeyboardInterrupt: Ctrl-C, or what another signal handler raises; this ends the
-                communicator for all ranks, as it does in a synchronous call.
-        """
-        try:
-            finished = self._core.wait(-1.0 if timeout is None else timeout)
-        except RingcommError:
-            raise
-        except BaseException as error:  # a signal handler raised: KeyboardInterrupt, as a rule
-            self._comm._interrupted(error)
-            raise
-        if not finished:
-            raise TimeoutError(f"the call is still running after {timeout:g} s")
-        with self._lock:
-            if self._finish is not None:
-                self._finish()
-                self._finish = None
-        return self._result
-
-
-class _RecvWork(Work):
-    """The handle of an asynchronous receive."""
-
-    def wait(self, timeout: float | None = None) -> int:
-        """As :meth:`Work.wait`; returns the rank that sent the message."""
-        super().wait(timeout)
-        return int(self._core.source())
 
 
 class Communicator:
@@ -354,18 +305,27 @@ class Communicator:
             As :meth:`all_reduce`.
         """
         reduce_op = lookup(op, _REDUCE_OPS, "op")
-        out, source, target = self._own_part(x, out)
+        if is_list(x):
+            out, parts, target = self._own_part(x, out)
+            address, sends, keep = 0, parts.spans, tuple(parts.views)
+        else:
+            source = readable(x)
+            rows = equal_parts(source, self.world_size)
+            if out is None:
+                out = empty_like(x, (rows, *source.shape[1:]))
+            target = output(out, source, source.num_elems // self.world_size)
+            address, sends, keep = source.ptr, None, (source,)
         core = self._issue(
             "reduce_scatter",
             target,
             target.ptr,
             tag,
             async_op,
-            source=source.views[0].ptr,
+            source=address,
             reduce_op=reduce_op,
-            sends=source.spans if is_list(x) else None,
+            sends=sends,
         )
-        return self._result(core, out, None, (source, target))
+        return self._result(core, out, None, (*keep, target))
 
     def gather(
         self, x: Any, root: int = 0, out: Any = None, async_op: bool = False, *, tag: str = ""
@@ -576,7 +536,7 @@ class Communicator:
                 try:
                     server = TCPStore(is_server=True, timeout=self.timeout)
                     port = server.port
-                except RingcommError:
+                except (OSError, RuntimeError):  # the others must not wait for it
                     port = -1
             ports = self.all_gather(np.array([port]), tag="split ports")
             if group is None:
@@ -637,7 +597,7 @@ class Communicator:
         if not async_op:
             return x
         self._keep(core, (x, source))
-        return Work(self, core, x, lambda: self._messages.pop(core, None))
+        return Work(core, x, lambda: self._messages.pop(core, None), self._interrupted)
 
     def recv(self, x: Any, src: int | None = None, tag: int = 0, async_op: bool = False) -> Any:
         """Receives a message into ``x``.
@@ -674,7 +634,7 @@ class Communicator:
                 finish()
             self._messages.pop(core, None)
 
-        return _RecvWork(self, core, None, complete)
+        return RecvWork(core, None, complete, self._interrupted)
 
     # -- about --
 
@@ -805,7 +765,7 @@ class Communicator:
                 while self._pending and self._pending[0][0].done():  # calls finish in order
                     self._pending.popleft()
                 self._pending.append((core, keep))
-            return Work(self, core, value, finish)
+            return Work(core, value, finish, self._interrupted)
         if finish is not None:
             finish()
         return value

@@ -28,7 +28,10 @@ class UsageError(RingcommError, ValueError):
 
 
 class MismatchError(RingcommError):
-    """Ranks called different operations; both sides are shown. The communicator is lost."""
+    """Ranks called different operations, or one sends another more or less than that one expects.
+
+    Both sides are shown. The communicator is lost.
+    """
 
 
 class PeerLostError(RingcommError, ConnectionError):

@@ -15,11 +15,13 @@ class Plan:
 
     Attributes:
         op: Name of the collective.
-        num_bytes: Of the array, per rank.
+        num_bytes: Of the array, per rank; reduce_scatter and scatter: of what a rank gets.
         world_size: Ranks in the group.
-        algo: ``one_shot``, ``two_shot``, ``ring`` or ``staged``.
+        algo: ``one_shot``, ``two_shot``, ``ring`` or ``staged``. With uneven parts every rank of a
+            gather, scatter or all_to_all decides by what it sends itself.
         codec: Canonical codec string.
-        wire_bytes: What one rank hands to its peers (the root, for broadcast), in bytes.
+        wire_bytes: What one rank hands to its peers, in bytes: the root in a broadcast or scatter,
+            each other rank in a reduce or gather.
         reason: Why this algorithm.
     """
 
@@ -43,7 +45,7 @@ def choose(op: str, num_bytes: int, world_size: int, codec: Codec, inline_bytes:
 
     Args:
         op: Name of a collective.
-        num_bytes: Bytes of the caller's array on one rank (reduce_scatter: of its output).
+        num_bytes: Bytes of the caller's array on one rank (reduce_scatter, scatter: of its output).
         codec: Of an all_reduce; counts ``num_bytes / 4`` float32 values.
         inline_bytes: What fits beside a flag.
 

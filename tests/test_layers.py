@@ -28,7 +28,7 @@ CPP_LAYERS: list[set[str]] = [
 PYTHON_LAYERS: list[set[str]] = [
     {"_version", "_core"},
     {"errors", "env", "reference"},
-    {"arguments", "arrays", "codecs", "descriptors", "plan", "rendezvous", "store"},
+    {"arguments", "arrays", "codecs", "descriptors", "plan", "rendezvous", "store", "work"},
     {"comm"},
     {"bootstrap"},
     {"adapter", "ddp", "nodes", "cupyx", "parallel"},

@@ -16,6 +16,9 @@ def floats(count: int = 8) -> Any:
     return np.ones(count, np.float32)
 
 
+SHARED = np.ones(16, np.float32)
+
+
 def read_only() -> Any:
     x = floats()
     x.flags.writeable = False
@@ -91,6 +94,124 @@ BAD_CALLS: dict[str, tuple[Callable[[Communicator], Any], tuple[str, ...]]] = {
     ),
     "indivisible": (lambda c: c.reduce_scatter(floats(7)), ("(7,)", "2 equal parts", "pad")),
     "scalar": (lambda c: c.reduce_scatter(np.array(1.0)), ("()", "equal parts")),
+    "reduce root": (lambda c: c.reduce(floats(), 2), ("root must be 0 to 1", "not 2")),
+    "reduce op": (lambda c: c.reduce(floats(), 0, "mean"), ("op must be", "'mean'")),
+    "reduce read-only root": (lambda c: c.reduce(read_only(), c.rank), ("read-only",)),
+    "gather root": (lambda c: c.gather(floats(), -1), ("root must be 0 to 1", "not -1")),
+    "gather out elsewhere": (
+        lambda c: c.gather(floats(), 1 - c.rank, floats(16)),
+        ("out: only rank", "pass None"),
+    ),
+    "gather out length": (
+        lambda c: c.gather(floats(), c.rank, floats(15)),
+        ("out: 15 elements", "expected 16"),
+    ),
+    "gather out own part": (
+        lambda c: c.gather(floats(), c.rank, [floats(7), floats(7)]),
+        ("keeps 8 elements of x for itself", "room for 7"),
+    ),
+    "gather list length": (
+        lambda c: c.gather(floats(), c.rank, [floats()]),
+        ("out: a list of 1", "expected 2"),
+    ),
+    "gather list dtype": (
+        lambda c: c.gather(floats(), c.rank, [floats(), np.ones(8)]),
+        ("out[1]: dtype float64", "float32"),
+    ),
+    "gather list layout": (
+        lambda c: c.gather(floats(), c.rank, [floats(), floats(16)[::2]]),
+        ("out[1]: must be contiguous",),
+    ),
+    "gather list read-only": (
+        lambda c: c.gather(floats(), c.rank, [read_only(), floats()]),
+        ("out[0]:", "read-only"),
+    ),
+    "gather out twice": (
+        lambda c: c.gather(floats(16), c.rank, [SHARED, SHARED]),
+        ("rank 0 and from rank 1", "share memory"),
+    ),
+    "scatter x elsewhere": (
+        lambda c: c.scatter(floats(), 1 - c.rank, floats(4)),
+        ("x: only rank", "pass None"),
+    ),
+    "scatter no out": (lambda c: c.scatter(None, 1 - c.rank), ("out: pass an array",)),
+    "scatter nothing": (lambda c: c.scatter(None, c.rank), ("x:", "NoneType")),
+    "scatter indivisible": (lambda c: c.scatter(floats(7), c.rank), ("(7,)", "2 equal parts")),
+    "scatter list length": (
+        lambda c: c.scatter([floats()] * 3, c.rank),
+        ("x: a list of 3", "expected 2"),
+    ),
+    "scatter list of numbers": (lambda c: c.scatter([1.0, 2.0], c.rank), ("x[0]: a scalar",)),
+    "scatter dtypes": (
+        lambda c: c.scatter([floats(), np.ones(8)], c.rank),
+        ("x[1]: dtype float64", "float32 like x[0]"),
+    ),
+    "scatter out length": (
+        lambda c: c.scatter(floats(16), c.rank, floats(9)),
+        ("out: 9 elements", "expected 8"),
+    ),
+    "all_to_all indivisible": (lambda c: c.all_to_all(floats(7)), ("(7,)", "2 equal parts", "pad")),
+    "all_to_all scalar": (lambda c: c.all_to_all(np.array(1.0)), ("()", "equal parts")),
+    "all_to_all onto itself": (
+        lambda c: c.all_to_all(SHARED, SHARED),
+        ("out would overwrite", "does not overlap x"),
+    ),
+    "all_to_all shifted": (
+        lambda c: c.all_to_all(SHARED[:8], SHARED[3:11]),
+        ("out would overwrite",),
+    ),
+    "all_to_all counts": (
+        lambda c: c.all_to_all(floats(), send_counts=[3, 4], receive_counts=[4, 4]),
+        ("send_counts: [3, 4] adds up to 7", "(8,)"),
+    ),
+    "all_to_all number of counts": (
+        lambda c: c.all_to_all(floats(), floats(), send_counts=[8]),
+        ("send_counts: [8]", "expected 2 counts"),
+    ),
+    "all_to_all negative counts": (
+        lambda c: c.all_to_all(floats(), send_counts=[9, -1], receive_counts=[4, 4]),
+        ("[9, -1]", "0 or more"),
+    ),
+    "all_to_all negative receive counts": (
+        lambda c: c.all_to_all(floats(), receive_counts=[-4, -4]),
+        ("receive_counts: [-4, -4]", "0 or more"),
+    ),
+    "all_to_all counts of what": (
+        lambda c: c.all_to_all(floats(), send_counts=[4, 4.5], receive_counts=[4, 4]),
+        ("send_counts must be a whole number", "4.5"),
+    ),
+    "all_to_all no receive counts": (
+        lambda c: c.all_to_all(floats(), send_counts=[1, 7]),
+        ("receive_counts: with send_counts",),
+    ),
+    "all_to_all counts of a list": (
+        lambda c: c.all_to_all([floats(), floats()], send_counts=[1, 1]),
+        ("send_counts: only for one array",),
+    ),
+    "all_to_all own counts": (
+        lambda c: c.all_to_all(floats(), send_counts=[4, 4], receive_counts=[3, 3]),
+        ("keeps 4 elements of x for itself", "room for 3"),
+    ),
+    "all_to_all out indivisible": (
+        lambda c: c.all_to_all(floats(), floats(7)),
+        ("out: 7 elements", "receive_counts"),
+    ),
+    "all_gather list": (
+        lambda c: c.all_gather(floats(), [floats(), floats(9)]),
+        ("out: the part of rank 1 has 9 elements, expected 8", "equally long"),
+    ),
+    "all_gather onto x": (
+        lambda c: c.all_gather(SHARED[2:6], SHARED[:8]),
+        ("out overlaps x", "this rank's own part"),
+    ),
+    "reduce_scatter list": (
+        lambda c: c.reduce_scatter([floats(), floats(9)]),
+        ("x: the part of rank", "all parts of reduce_scatter are equally long"),
+    ),
+    "reduce_scatter onto x": (
+        lambda c: c.reduce_scatter(SHARED[:8], out=SHARED[2:6]),
+        ("out overlaps x",),
+    ),
     "explain op": (lambda c: c.explain(100, "all_reduc"), ("all_reduce", "'all_reduc'")),
     "explain size": (lambda c: c.explain(-1), ("-1", "0 or more")),
 }

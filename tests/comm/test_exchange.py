@@ -1,5 +1,8 @@
 """gather, scatter and all_to_all: the oracle's bytes, even and uneven, in every form of argument."""
 
+import mmap
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -274,3 +277,53 @@ def check_torch(comm: Communicator) -> None:
 def test_torch_tensors(worlds: Worlds) -> None:
     pytest.importorskip("torch")
     worlds.run(2, check_torch)
+
+
+def check_slow_reader(comm: Communicator) -> None:
+    """The root is done with a call long before its reader, which meets untouched pages."""
+    count, calls = 900_000, 40  # two segments, of which only the first lies in an input buffer
+    parts = [np.full(count, call + 1, np.uint8) for call in range(calls)]
+    outs = [np.frombuffer(mmap.mmap(-1, count), np.uint8) for _ in range(calls)]
+    empty = np.empty(0, np.uint8)
+    for part, out in zip(parts, outs, strict=True):
+        if comm.rank == 0:
+            comm.scatter([empty, part], 0)
+        else:
+            comm.scatter(None, 0, out)
+            assert (out == part).all()
+
+
+def test_a_reader_that_is_behind_still_finds_what_was_sent(worlds: Worlds) -> None:
+    worlds.run(2, check_slow_reader)
+
+
+HUGE = 2**31 + 2**26 + 8  # bytes
+
+
+def check_huge(comm: Communicator) -> None:
+    """Rank 0 sends all that rank 1 receives: zeros, which cost no memory, and now and then a number."""
+    marks = np.arange(5, HUGE // 8, 30_011)  # two or more in every segment, also the last place
+    marks[-1] = HUGE // 8 - 1
+    if comm.rank == 0:
+        pages = mmap.mmap(-1, HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+        x = np.frombuffer(pages, np.uint8)
+        x.view(np.int64)[marks] = marks
+        got = comm.all_to_all(x, send_counts=[0, HUGE], receive_counts=[0, 8])
+        assert got.tolist() == [1] * 8
+        return
+    out = np.empty(HUGE, np.uint8)
+    comm.all_to_all(np.ones(8, np.uint8), out, send_counts=[8, 0], receive_counts=[HUGE, 0])
+    block, found = 2**22, []
+    for place in range(0, HUGE // 8, block):
+        values = out.view(np.int64)[place : place + block]
+        found.append(np.flatnonzero(values) + place)
+    assert np.array_equal(np.concatenate(found), marks)
+    assert np.array_equal(out.view(np.int64)[marks], marks)
+
+
+def test_one_part_of_more_than_two_gibibytes(worlds: Worlds) -> None:
+    available = int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[1])
+    if available < 4 * 2**20:
+        pytest.skip(f"needs 4 GiB of memory, {available / 2**20:.1f} GiB are available")
+    worlds.run(2, check_huge, timeout=60.0)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ringcomm import Communicator
+from ringcomm import Communicator, _core
 from tests.worlds import Worlds
 
 INT8_BLOCK, INT4_BLOCK = 34, 18
@@ -39,6 +39,19 @@ def check_bytes(comm: Communicator) -> None:
     assert sent("all_gather") == others * count * 4
     comm.reduce_scatter(x)
     assert sent("reduce_scatter") == others * count * 4 // n * (n if count * 4 <= 32768 else 1)
+    for each in (100, 100_000):  # beside the flag, and through staging buffers
+        y = np.zeros((n, each), np.float32)
+        comm.reduce(y, 1)
+        at_root = 0 if y.nbytes <= (32768 if n <= 4 else 8192) else others * y.nbytes // n
+        got = sent("reduce")
+        assert got == at_root if comm.rank == 1 and each == 100 else got <= y.nbytes
+        assert comm.rank == 1 or got == y.nbytes
+        comm.gather(y, 1)
+        assert sent("gather") == (0 if comm.rank == 1 else y.nbytes)
+        comm.scatter(y if comm.rank == 1 else None, 1, y[0].copy())
+        assert sent("scatter") == (others * each * 4 if comm.rank == 1 else 0)
+        comm.all_to_all(y)
+        assert sent("all_to_all") == others * each * 4
     big = np.zeros(n * 100_000, np.float32)
     comm.reduce_scatter(big)
     assert sent("reduce_scatter") == others * 400_000
@@ -65,18 +78,23 @@ def test_bytes_sent_equal_the_formulas(worlds: Worlds, world_size: int) -> None:
 
 def check_explain(comm: Communicator) -> list[str]:
     lines = []
-    for op in ("all_reduce", "broadcast", "all_gather", "reduce_scatter"):
+    n, rank = comm.world_size, comm.rank
+    for op in (op for op in _core.OPS if "barrier" not in op):
         for num_bytes in (0, 64, 4096, 32 * 1024, 1 << 20):
             plan = comm.explain(num_bytes, op)
             comm.reset_stats()
             count = num_bytes // 4
-            x = np.zeros(count * (comm.world_size if op == "reduce_scatter" else 1), np.float32)
-            getattr(comm, op)(x)
+            x = np.zeros(count * (n if op in ("reduce_scatter", "scatter") else 1), np.float32)
+            if op == "scatter":
+                comm.scatter(x if rank == 0 else None, 0, np.zeros(count, np.float32))
+            else:
+                getattr(comm, op)(x)
             row = comm.stats()[op]
             assert row["bytes"] == num_bytes
             assert plan.op == op
             assert plan.num_bytes == num_bytes
-            if op != "broadcast" or comm.rank == 0:
+            senders = {"broadcast": [0], "scatter": [0], "reduce": [1], "gather": [1]}
+            if rank in senders.get(op, [rank]):
                 assert row["bytes_sent"] == plan.wire_bytes, plan
             lines.append(str(plan))
     return lines

@@ -46,6 +46,11 @@ def entered_seq(rank: int) -> int:
     return int(struct.unpack_from("<I", page(), RANKS + RANK_BYTES * rank + ENTERED_SEQ)[0])
 
 
+def step(rank: int) -> int:
+    """How far ``rank`` has come inside staged collectives."""
+    return int(struct.unpack_from("<I", page(), RANKS + RANK_BYTES * rank)[0])
+
+
 def wait_until_entered(comm: Communicator, rank: int, seq: int, seconds: float = 20) -> None:
     """Returns once ``rank`` is inside collective number ``seq``."""
     until = time.monotonic() + seconds

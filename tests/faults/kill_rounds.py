@@ -66,7 +66,7 @@ def one_call(comm: Communicator, dice: random.Random) -> None:
     """A random collective or exchange of messages, the same on all ranks, with its result checked."""
     n, rank = comm.world_size, comm.rank
     count = dice.choice(SIZES)
-    kind = dice.randrange(9)
+    kind = dice.randrange(12)
     if kind == 0:
         comm.barrier()
     elif kind == 1:
@@ -81,6 +81,22 @@ def one_call(comm: Communicator, dice: random.Random) -> None:
         got = comm.reduce_scatter(np.full((n, count), rank + 1, np.int64))
         assert (got == n * (n + 1) // 2).all()
     elif kind == 8:
+        counts = [[dice.choice((0, count // n)) for _ in range(n)] for _ in range(n)]
+        got = comm.all_to_all(
+            [np.full(counts[rank][peer], n * rank + peer, np.int32) for peer in range(n)],
+            [np.empty(counts[peer][rank], np.int32) for peer in range(n)],
+        )
+        assert all((one == n * peer + rank).all() for peer, one in enumerate(got))
+    elif kind == 9:
+        root = dice.randrange(n)
+        parts = comm.gather(np.full(count, rank, np.int32), root)
+        got = comm.scatter(parts, root, np.empty(count, np.int32))
+        assert (got == rank).all()
+    elif kind == 10:
+        root = dice.randrange(n)
+        total = comm.reduce(np.full(count, rank + 1, np.int64), root)
+        assert total is None or (total == n * (n + 1) // 2).all()
+    elif kind == 11:
         rows = np.full((n, count), -1, np.int32)
         works = [comm.recv(row, src, async_op=True) for src, row in enumerate(rows)]
         works += [comm.send(np.full(count, rank, np.int32), dst, async_op=True) for dst in range(n)]

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 
 import numpy as np
@@ -36,6 +37,12 @@ CALLS = {
     "broadcast": lambda c: (c.broadcast(np.ones(300_000), 0), c.barrier()),
     "all_gather": lambda c: c.all_gather(np.ones(300_000)),
     "reduce_scatter": lambda c: c.reduce_scatter(np.ones((c.world_size, 300_000))),
+    "reduce": lambda c: (c.reduce(np.ones(300_000), 1), c.barrier()),
+    "gather": lambda c: c.gather(np.ones(300_000), 0),
+    "scatter": lambda c: c.scatter(None, 1, np.ones(10)),
+    "all_to_all": lambda c: c.all_to_all(np.ones((c.world_size, 100_000))),
+    "monitored_barrier": lambda c: c.monitored_barrier(),
+    "split": lambda c: c.split(0),
     "barrier": lambda c: c.barrier(),
 }
 
@@ -83,6 +90,56 @@ def test_ranks_blocked_in_a_collective_learn_of_a_death_at_once(
     assert text == other_text
     assert culprit == other_culprit == 1
     assert f"rank 1 (pid {ranks[1].pid}) of group 'world' died after collective #1" in text
+    assert max(when, other_when) - killed < 1
+
+
+def long_call(comm: Communicator, what: str) -> None:
+    """A call of thousands of segments of 4 KiB."""
+    x = np.ones(1_000_003 + 7 * comm.rank)
+    outs = [np.empty(1_000_003 + 7 * rank) for rank in range(3)]
+    if what == "gather":
+        comm.gather(x, 0, outs if comm.rank == 0 else None)
+    elif what == "all_to_all":
+        comm.all_to_all([x] * 3, outs)
+    else:
+        comm.reduce(np.ones(3_000_000), 0)
+    comm.barrier()
+
+
+def die_in_the_middle(rank: int, port: int, what: str) -> tuple[str, int | None, float]:
+    def die() -> None:
+        while control_page.step(1) < 100:
+            time.sleep(0.0005)
+        TCPStore(port=port, is_server=False).set("killed", str(time.monotonic()).encode())
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    control_page.keep_pages()
+    with join(rank, 3, port, staging_kib=16) as comm:
+        comm.barrier()
+        if rank == 1:
+            threading.Thread(target=die, daemon=True).start()
+        with pytest.raises(PeerLostError) as caught:
+            long_call(comm, what)
+        return str(caught.value), caught.value.rank, time.monotonic()
+
+
+@pytest.mark.parametrize("what", ["all_to_all", "gather", "reduce"])
+def test_a_death_in_the_middle_of_many_segments(worlds: Worlds, what: str, deadline: float) -> None:
+    store = TCPStore(is_server=True, timeout=20)
+    ranks = [worlds.take() for _ in range(3)]
+    for rank, process in enumerate(ranks):
+        process.start(die_in_the_middle, rank, store.port, what)
+    killed = float(store.get("killed"))
+    outcomes = [process.outcome(killed + deadline) for process in ranks]
+    for process, outcome in zip(ranks, outcomes, strict=True):
+        worlds.give_back(process, outcome.kind != "gone")
+    store.close()
+    assert [o.kind for o in outcomes] == ["value", "gone", "value"], outcomes
+    (text, culprit, when), (other_text, _, other_when) = outcomes[0].value, outcomes[2].value
+    assert text == other_text
+    assert culprit == 1
+    assert f"rank 1 (pid {ranks[1].pid}) of group 'world' died inside collective #2" in text
+    assert "Output buffers of unfinished calls are undefined" in text
     assert max(when, other_when) - killed < 1
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,11 @@ from tests.worlds import Outcome, Worlds
 
 def f32(count: int = 100) -> Any:
     return np.ones(count, np.float32)
+
+
+def scatter(comm: Communicator, root: int, count: int) -> Any:
+    x = f32(count * comm.world_size) if comm.rank == root else None
+    return comm.scatter(x, root, f32(count))
 
 
 BIG = 100_000  # several segments
@@ -43,6 +49,20 @@ CALLS: dict[str, Callable[[Communicator], Any]] = {
     "broadcast less": lambda c: c.broadcast(f32(7), 0),
     "gather": lambda c: c.all_gather(f32()),
     "scatter": lambda c: c.reduce_scatter(f32(100 * c.world_size)),
+    "reduce": lambda c: c.reduce(f32(), 0),
+    "reduce to 1": lambda c: c.reduce(f32(), 1),
+    "big reduce": lambda c: c.reduce(f32(BIG), 0),
+    "bigger reduce": lambda c: c.reduce(f32(BIG), 0, "max"),
+    "gather to root": lambda c: c.gather(f32(), 0),
+    "gather to 1": lambda c: c.gather(f32(), 1),
+    "gather ints": lambda c: c.gather(np.ones(100, np.int32), 0),
+    "scatter from root": lambda c: scatter(c, 0, 100),
+    "big scatter from root": lambda c: scatter(c, 0, BIG),
+    "all_to_all": lambda c: c.all_to_all(f32(100 * c.world_size)),
+    "big all_to_all": lambda c: c.all_to_all(f32(BIG * c.world_size)),
+    "all_to_all of ints": lambda c: c.all_to_all(np.ones(100 * c.world_size, np.int32)),
+    "all_to_all with tag": lambda c: c.all_to_all(f32(100 * c.world_size), tag="here"),
+    "monitored_barrier": lambda c: c.monitored_barrier(),
     "barrier": lambda c: c.barrier(),
     "barrier with tag": lambda c: c.barrier(tag="here"),
 }
@@ -76,6 +96,13 @@ PAIRS = [
     ("barrier", "plain", ("barrier", "all_reduce")),
     ("barrier", "barrier with tag", ("tag 'here'",)),
     ("broadcast", "barrier", ("barrier", "broadcast")),
+    ("reduce", "reduce to 1", ("root 0", "root 1")),
+    ("reduce", "big reduce", ("x 100", "x 100000")),
+    ("big reduce", "bigger reduce", ("sum", "max")),
+    ("gather to root", "gather to 1", ("root 0", "root 1")),
+    ("gather to root", "gather ints", ("float32", "int32")),
+    ("all_to_all", "all_to_all of ints", ("float32", "int32")),
+    ("all_to_all", "all_to_all with tag", ("tag 'here'",)),
 ]
 
 
@@ -130,6 +157,77 @@ def test_disagreeing_calls_raise_the_same_sentence_with_both_sides_on_all_ranks(
     assert len(backwards) == 1
     for piece in pieces:
         assert piece in backwards.copy().pop()
+
+
+SMALL_OF_EACH_OP = (
+    "plain",
+    "broadcast",
+    "gather",
+    "scatter",
+    "reduce",
+    "gather to root",
+    "scatter from root",
+    "all_to_all",
+    "barrier",
+    "monitored_barrier",
+)
+LARGE_OF_EACH_OP = (
+    "big",
+    "big broadcast",
+    "big gather",
+    "big scatter",
+    "big reduce",
+    "big scatter from root",
+    "big all_to_all",
+)
+
+
+@pytest.mark.parametrize(
+    ("first", "last"),
+    [*combinations(SMALL_OF_EACH_OP, 2), *combinations(LARGE_OF_EACH_OP, 2)],
+)
+def test_no_two_operations_are_ever_taken_for_one(worlds: Worlds, first: str, last: str) -> None:
+    assert len(sentences(worlds.outcomes(2, disagree, first, last, timeout=15.0))) == 1
+
+
+def exchange(comm: Communicator, what: str, sizes: tuple[int, int]) -> Any:
+    """A call in which rank 1 sends ``sizes[0]`` elements to rank 0, which expects ``sizes[1]``."""
+    n, rank = comm.world_size, comm.rank
+    if what == "all_to_all":
+        sends = [f32(sizes[0] if (rank, peer) == (1, 0) else 10) for peer in range(n)]
+        outs = [np.zeros(sizes[1] if (rank, peer) == (0, 1) else 10, "f4") for peer in range(n)]
+        return comm.all_to_all(sends, outs)
+    if what == "gather":
+        outs = [np.zeros(sizes[1] if peer == 1 else 10, "f4") for peer in range(n)]
+        return comm.gather(f32(sizes[0] if rank == 1 else 10), 0, outs if rank == 0 else None)
+    parts = [f32(sizes[0] if peer == 0 else 10) for peer in range(n)]
+    out = np.zeros(sizes[1] if rank == 0 else 10, "f4")
+    return comm.scatter(parts if rank == 1 else None, 1, out)
+
+
+def disagree_about_counts(comm: Communicator, what: str, sizes: tuple[int, int]) -> str:
+    comm.barrier()
+    begin = time.monotonic()
+    with pytest.raises(MismatchError) as caught:
+        exchange(comm, what, sizes)  # in this very call, on ranks that agree as well
+    assert time.monotonic() - begin < 2
+    with pytest.raises(MismatchError) as later:
+        comm.barrier()
+    assert str(later.value) == str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("sizes", [(5, 7), (7, 5), (0, 1), (BIG, 0), (0, BIG), (BIG, BIG + 1)])
+@pytest.mark.parametrize("what", ["all_to_all", "gather", "scatter"])
+def test_counts_that_differ_are_shown_from_both_sides_on_all_ranks(
+    worlds: Worlds, what: str, sizes: tuple[int, int]
+) -> None:
+    both = set(worlds.run(3, disagree_about_counts, what, sizes, timeout=15.0))
+    assert len(both) == 1
+    text = both.pop()
+    assert f"disagree in {what} #2 (float32" in text
+    assert f"rank 1 sends {sizes[0]} elements to rank 0, which expects {sizes[1]}." in text
+    assert "Nothing was received" in text
 
 
 def one_ahead(comm: Communicator, root: int) -> None:

@@ -62,6 +62,9 @@ ENDLESS: dict[str, Callable[[Communicator], object]] = {
     "codec": lambda c: c.all_reduce(np.ones(50_000, np.float32), codec="int4"),
     "all_gather": lambda c: c.all_gather(np.ones(50_000)),
     "broadcast": lambda c: c.broadcast(np.ones(50_000), 1),
+    "reduce": lambda c: c.reduce(np.ones(50_000), 1),
+    "all_to_all": lambda c: c.all_to_all(np.ones((c.world_size, 20_000))),
+    "gather": lambda c: c.gather(np.ones(50_000), 1),
 }
 
 
