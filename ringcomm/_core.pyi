@@ -12,6 +12,7 @@ from typing import Any
 CODEC_FORMAT_VERSION: int
 CODECS: dict[str, int]
 DTYPES: dict[str, int]
+DTYPE_BYTES: dict[str, int]
 REDUCE_OPS: dict[str, int]
 
 def codec_name(codec: int) -> str: ...
@@ -56,6 +57,7 @@ def reduce_hop(
 def finish_hops(
     dtype: int, op: int, accumulator_ptr: int, num_inputs: int, output_ptr: int, num_elems: int
 ) -> None: ...
+def scale(dtype: int, input_ptr: int, factor: float, output_ptr: int, num_elems: int) -> None: ...
 def is_zero(ptr: int, num_bytes: int) -> bool: ...
 
 # -- arrays of other libraries --
@@ -128,6 +130,7 @@ class Communicator:
         async_op: bool = False,
         sends: Sequence[tuple[int, int]] | None = None,
         receives: Sequence[tuple[int, int]] | None = None,
+        factor: float = 1.0,
     ) -> Work | None: ...
     def monitored_barrier(self, timeout_s: float, wait_all_ranks: bool, tag: str = "") -> None: ...
     def all_reduce_encoded(

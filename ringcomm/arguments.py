@@ -14,6 +14,7 @@ from ringcomm.arrays import ArrayView, contiguous_copy, copy_back, view
 from ringcomm.errors import UsageError
 
 __all__ = [
+    "PREMUL_SUM",
     "Parts",
     "equal_parts",
     "group_name",
@@ -24,6 +25,7 @@ __all__ = [
     "parts_to_receive",
     "parts_to_send",
     "readable",
+    "reduce_factor",
     "residual_pointer",
     "row_counts",
     "seconds",
@@ -32,6 +34,8 @@ __all__ = [
 
 _FLOAT32: int = _core.DTYPES["float32"]
 _MAX_NAME_BYTES = 64
+PREMUL_SUM = "premul_sum"
+"""The operator that takes a factor."""
 
 
 def lookup(name: str | None, table: dict[Any, int], what: str) -> int:
@@ -231,3 +235,19 @@ def _refuse_counts(counts: Sequence[int] | None, role: str, counts_role: str) ->
         raise UsageError(
             f"{counts_role}: only for one array; {role} is a list, whose arrays have lengths"
         )
+
+
+def reduce_factor(op: str, factor: Any) -> float:
+    """What ``x`` is multiplied by before it is reduced with ``op``."""
+    if op != PREMUL_SUM:
+        if factor is not None:
+            raise UsageError(f"factor belongs to op='{PREMUL_SUM}', op is {op!r}")
+        return 1.0
+    if factor is None:
+        raise UsageError(f"op='{PREMUL_SUM}' needs factor, the number that x is multiplied by")
+    try:
+        if hasattr(factor, "__float__"):  # not a string
+            return float(factor)
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # an array with several elements
+        pass
+    raise UsageError(f"factor must be a real number, not {factor!r}")

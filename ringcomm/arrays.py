@@ -24,15 +24,9 @@ __all__ = [
 ]
 
 _DTYPE_NAMES: dict[int, str] = {code: name for name, code in _core.DTYPES.items()}
-_ITEM_SIZES: dict[str, int] = {
-    "float32": 4,
-    "float64": 8,
-    "float16": 2,
-    "bfloat16": 2,
-    "int32": 4,
-    "int64": 8,
-    "uint8": 1,
-}
+_ITEM_SIZES: dict[str, int] = _core.DTYPE_BYTES
+# NumPy has these from the package ml_dtypes, which is not needed for anything else.
+_ML_DTYPES = frozenset(n for n in _core.DTYPES if n == "bfloat16" or n.startswith("float8"))
 _SUPPORTED = ", ".join(_core.DTYPES)
 _WHAT_TO_PASS = "pass a torch tensor, a NumPy array or any CPU array that speaks DLPack"
 # Libraries whose arrays may not be written to, whatever their capsule says.
@@ -46,9 +40,22 @@ _DLPACK_DTYPES: dict[tuple[int, int], str] = {
     (2, 64): "float64",
     (2, 16): "float16",
     (4, 16): "bfloat16",
+    (0, 8): "int8",
+    (0, 16): "int16",
     (0, 32): "int32",
     (0, 64): "int64",
     (1, 8): "uint8",
+    (1, 16): "uint16",
+    (1, 32): "uint32",
+    (1, 64): "uint64",
+    (5, 64): "complex64",
+    (5, 128): "complex128",
+    (6, 8): "bool",
+    (10, 8): "float8_e4m3fn",
+    (11, 8): "float8_e4m3fnuz",
+    (12, 8): "float8_e5m2",
+    (13, 8): "float8_e5m2fnuz",
+    (14, 8): "float8_e8m0fnu",
 }
 _DLPACK_KINDS = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 5: "complex", 6: "bool"}
 
@@ -93,8 +100,9 @@ def view(x: Any, *, writable: bool, role: str = "x") -> ArrayView:
 
     Args:
         x: torch tensor, NumPy array or DLPack array on the CPU, of any shape (also 0-dimensional
-            or empty), contiguous or not, of dtype float32, float64, float16, bfloat16, int32, int64
-            or uint8. A bfloat16 NumPy array is one of ``ml_dtypes``.
+            or empty), contiguous or not, of a dtype in ``_core.DTYPES``: floating (16 to 64 bits,
+            bfloat16), integer (8 to 64 bits, signed or not), bool, complex64, complex128 or float8.
+            NumPy arrays of bfloat16 and float8 are those of the package ``ml_dtypes``.
         writable: Whether the caller is going to write through the pointer. torch tensors that
             require gradients are accepted: the write is invisible to autograd, as under
             ``torch.no_grad()``.
@@ -128,7 +136,7 @@ def contiguous_copy(x: Any) -> Any:
 
     Returns:
         A fresh torch tensor (detached) for a torch tensor, else a fresh NumPy array. Never aliases
-        ``x``. bfloat16 arrays of DLPack libraries become ``ml_dtypes`` arrays.
+        ``x``. bfloat16 and float8 arrays of DLPack libraries become ``ml_dtypes`` arrays.
 
     Raises:
         UsageError: as :func:`view`.
@@ -187,12 +195,13 @@ _torch_dtypes: dict[Any, tuple[int, int]] = {}  # torch.dtype -> (code, item siz
 
 def _load_torch_dtypes(torch: Any) -> None:
     for name, code in _core.DTYPES.items():
-        _torch_dtypes[getattr(torch, name)] = (code, _ITEM_SIZES[name])
+        if hasattr(torch, name):
+            _torch_dtypes[getattr(torch, name)] = (code, _ITEM_SIZES[name])
 
 
 def _view_torch(x: Any, writable: bool, role: str) -> ArrayView:
     known = _torch_dtypes.get(x.dtype)
-    if known is None or not x.is_cpu or x.is_neg():
+    if known is None or not x.is_cpu or x.is_neg() or x.is_conj():
         raise UsageError(f"{role}: {_why_not_torch(x)}")
     try:
         ptr = x.data_ptr()
@@ -233,9 +242,7 @@ def _why_not_torch(x: Any) -> str:
     if x.is_quantized:
         return f"a quantized tensor ({x.dtype}); pass .dequantize() or .int_repr()"
     if x.is_conj():
-        return "a lazily conjugated tensor; pass .resolve_conj(), as torch.view_as_real() of it"
-    if x.dtype.is_complex:
-        return f"dtype {x.dtype} is not supported; pass torch.view_as_real(x)"
+        return "a lazily conjugated tensor; pass .resolve_conj()"
     if x.is_neg():
         return "a lazily negated view; pass .resolve_neg()"
     if x.dtype not in _torch_dtypes:
@@ -249,7 +256,7 @@ _HOW_TO_WRITE = "pass a writable copy (numpy.array(x)) and use the returned or p
 _numpy_dtypes: dict[Any, tuple[int, int]] = {
     np.dtype(name): (code, _ITEM_SIZES[name])
     for name, code in _core.DTYPES.items()
-    if name != "bfloat16"
+    if name not in _ML_DTYPES
 }
 
 
@@ -288,9 +295,9 @@ def _view_numpy_subclass(x: Any, writable: bool, role: str) -> ArrayView:
 
 
 def _new_numpy_dtype(dtype: Any, role: str) -> tuple[int, int]:
-    """The code of a dtype that is not in the table yet: ml_dtypes' bfloat16, or an error."""
-    if dtype.name == "bfloat16" and dtype.itemsize == 2:
-        known = (_core.DTYPES["bfloat16"], 2)
+    """The code of a dtype that is not in the table yet: one of ml_dtypes, or an error."""
+    if dtype.name in _ML_DTYPES and dtype.itemsize == _ITEM_SIZES[dtype.name]:
+        known = (_core.DTYPES[dtype.name], dtype.itemsize)
         _numpy_dtypes[dtype] = known
         return known
     if not dtype.isnative:
@@ -298,21 +305,17 @@ def _new_numpy_dtype(dtype: Any, role: str) -> tuple[int, int]:
             f"{role}: the array has foreign byte order ({dtype.str}); pass "
             f"{role}.astype({role}.dtype.newbyteorder('='))"
         )
-    if dtype.kind == "c":
-        raise UsageError(
-            f"{role}: dtype {dtype} is not supported; pass {role}.view() as its real type"
-        )
     raise UsageError(f"{role}: dtype {dtype} is not supported; supported are {_SUPPORTED}")
 
 
 def _numpy_dtype(name: str) -> Any:
-    if name != "bfloat16":
+    if name not in _ML_DTYPES:
         return np.dtype(name)
     try:
         import ml_dtypes
     except ImportError as error:
-        raise UsageError("a bfloat16 NumPy array needs the package ml_dtypes") from error
-    return np.dtype(ml_dtypes.bfloat16)
+        raise UsageError(f"a {name} NumPy array needs the package ml_dtypes") from error
+    return np.dtype(getattr(ml_dtypes, name))
 
 
 # ---- DLPack --------------------------------------------------------------------------------------
@@ -381,7 +384,7 @@ def _view_dlpack(x: Any, writable: bool, role: str) -> ArrayView:
 
 
 class _Borrowed:
-    """Shows a DLPack array to NumPy without a copy, bfloat16 as uint16."""
+    """Shows a DLPack array to NumPy without a copy, dtypes of ml_dtypes as unsigned integers."""
 
     def __init__(self, described: ArrayView) -> None:
         self.owner = described.owner
@@ -391,7 +394,7 @@ class _Borrowed:
             "version": 3,
             "shape": described.shape,
             "strides": tuple(stride * size for stride in described.owner.strides),
-            "typestr": "<u2" if name == "bfloat16" else np.dtype(name).str,
+            "typestr": f"|u{size}" if name in _ML_DTYPES else np.dtype(name).str,
             "data": (described.ptr, not described.writable),
         }
 
@@ -399,8 +402,8 @@ class _Borrowed:
 def _borrow(x: Any) -> "np.ndarray[Any, Any]":
     described = view(x, writable=False)
     array = np.asarray(_Borrowed(described))
-    if described.dtype_name == "bfloat16":
-        return array.view(_numpy_dtype("bfloat16"))
+    if described.dtype_name in _ML_DTYPES:
+        return array.view(_numpy_dtype(described.dtype_name))
     return array
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from ringcomm import _core
 from ringcomm.arguments import (
+    PREMUL_SUM,
     Parts,
     equal_parts,
     group_name,
@@ -24,6 +25,7 @@ from ringcomm.arguments import (
     parts_to_receive,
     parts_to_send,
     readable,
+    reduce_factor,
     residual_pointer,
     row_counts,
     seconds,
@@ -43,6 +45,7 @@ __all__ = ["Communicator", "connect"]
 
 _OPS: dict[str, int] = _core.OPS
 _REDUCE_OPS: dict[str, int] = _core.REDUCE_OPS
+_PLAIN_REDUCE_OPS = {name: op for name, op in _REDUCE_OPS.items() if name != PREMUL_SUM}
 _ALGOS: dict[str | None, int] = {None: -1} | dict(_core.ALGOS.items())
 _ALL_REDUCE = _OPS["all_reduce"]
 _MAX_TAG = 2**31 - 1
@@ -56,7 +59,13 @@ class Communicator:
     :class:`~ringcomm.errors.MismatchError` on all ranks. Results are bit-identical on all ranks.
     Calls block until the result is there, without holding the GIL, and raise after ``timeout``
     seconds at the latest. Any thread may call; calls run one at a time. Inputs are arrays of any
-    shape, also non-contiguous or empty, of float32, float64, float16, bfloat16, int32, int64, uint8.
+    shape, also non-contiguous or empty, of these dtypes (``op`` says what is reduced):
+
+    - float64, float32, float16, bfloat16: all operators but the bitwise ones
+    - int8 to int64, uint8 to uint64: all but ``premul_sum``
+    - bool: all but ``avg`` and ``premul_sum``
+    - complex64, complex128: ``sum``, ``avg``, ``product``, ``premul_sum``
+    - float8_e4m3fn, float8_e5m2, float8_e4m3fnuz, float8_e5m2fnuz, float8_e8m0fnu: moved, not reduced
 
     :meth:`send` and :meth:`recv` are not part of that order: only the two ranks of a message call
     them, and messages and collectives never wait for each other.
@@ -121,14 +130,17 @@ class Communicator:
         residual: Any = None,
         owner_residual: Any = None,
         step: int | None = None,
+        factor: float | None = None,
         tag: str = "",
     ) -> Any:
         """Reduces ``x`` over all ranks, in place.
 
         Args:
             x: The same shape and dtype on every rank. Holds the result afterwards.
-            op: ``sum``, ``avg``, ``min``, ``max`` or ``product``. 16-bit floats accumulate in
-                float32, integers wrap around, avg of integers truncates, NaN wins in min and max.
+            op: ``sum``, ``avg``, ``min``, ``max``, ``product``, ``band``, ``bor``, ``bxor`` (bitwise)
+                or ``premul_sum`` (see ``factor``). 16-bit floats accumulate in float32, integers wrap
+                around, avg of integers truncates, NaN wins in min and max. bool: sum, max and bor are
+                logical or; product, min and band are logical and.
             codec: Such as ``"int8"``: contributions and sums travel encoded (float32, bfloat16 or
                 float16; sum and avg). With one rank nothing travels and nothing is encoded.
             algo: ``one_shot``, ``two_shot`` or ``ring``; None lets the table choose (see
@@ -138,25 +150,34 @@ class Communicator:
                 as ``x``, added before encoding; holds afterwards what the encoding lost.
             owner_residual: The same for the sums; a rank touches the elements that it owns.
             step: Counter of stochastic rounding, the same on all ranks; None counts encoded calls.
+            factor: For ``premul_sum``, which is the sum of every rank's ``x * factor`` (rounded to
+                the dtype of ``x``). A real number that need not be the same on all ranks.
             tag: Up to 24 bytes (UTF-8) that must agree on all ranks and appear in errors.
 
         Returns:
             ``x``, or a :class:`Work` whose ``wait()`` returns it.
 
         Raises:
-            UsageError: bad arguments; nothing was sent. MismatchError: ranks disagree.
+            UsageError: bad arguments; nothing was sent. MismatchError: ranks disagree (with
+            ``premul_sum``, ``x`` may be scaled already).
             PeerLostError, DeadlineError, AbortedError: ``x`` is undefined; the communicator is lost.
         """
-        if codec is None and not async_op and residual is None and owner_residual is None:
+        if (
+            codec is None
+            and not async_op
+            and residual is None
+            and owner_residual is None
+            and factor is None
+        ):
             target = view(x, writable=True)
-            if target.contiguous and op in _REDUCE_OPS and algo in _ALGOS:  # the fast path
+            if target.contiguous and op in _PLAIN_REDUCE_OPS and algo in _ALGOS:  # the fast path
                 self._collective(
                     _ALL_REDUCE,
                     target.ptr,
                     target.ptr,
                     target.num_elems,
                     target.dtype,
-                    _REDUCE_OPS[op],
+                    _PLAIN_REDUCE_OPS[op],
                     -1,
                     _ALGOS[algo],
                     tag,
@@ -165,6 +186,7 @@ class Communicator:
         compress = parse_codec("none" if codec is None else codec)
         reduce_op, algo_id = lookup(op, _REDUCE_OPS, "op"), lookup(algo, _ALGOS, "algo")
         target, finish = in_place(x)
+        scale = reduce_factor(op, factor)
         if compress.exact:
             if residual is not None or owner_residual is not None:
                 raise UsageError("a residual needs a codec: nothing is lost in an exact all_reduce")
@@ -179,6 +201,7 @@ class Communicator:
                 algo_id,
                 tag,
                 async_op,
+                factor=scale,
             )
         else:
             if step is None:
@@ -224,7 +247,14 @@ class Communicator:
         return self._result(core, x, finish, (target,))
 
     def reduce(
-        self, x: Any, root: int = 0, op: str = "sum", async_op: bool = False, *, tag: str = ""
+        self,
+        x: Any,
+        root: int = 0,
+        op: str = "sum",
+        async_op: bool = False,
+        *,
+        factor: Any = None,
+        tag: str = "",
     ) -> Any:
         """Reduces ``x`` over all ranks into the root's ``x``, in place; the same bits as :meth:`all_reduce`.
 
@@ -234,6 +264,7 @@ class Communicator:
             root: Rank that gets the result.
             op: As in :meth:`all_reduce`.
             async_op: As in :meth:`all_reduce`.
+            factor: As in :meth:`all_reduce`.
             tag: As in :meth:`all_reduce`.
 
         Returns:
@@ -244,14 +275,23 @@ class Communicator:
             As :meth:`all_reduce`.
         """
         self._check_root(root)
-        reduce_op = lookup(op, _REDUCE_OPS, "op")
+        reduce_op, scale = lookup(op, _REDUCE_OPS, "op"), reduce_factor(op, factor)
         if self.rank == root:
             array, finish = in_place(x)
             value, target = x, array.ptr
         else:
             array, finish = readable(x), None
             value, target = None, 0
-        core = self._issue("reduce", array, target, tag, async_op, reduce_op=reduce_op, root=root)
+        core = self._issue(
+            "reduce",
+            array,
+            target,
+            tag,
+            async_op,
+            reduce_op=reduce_op,
+            root=root,
+            factor=scale,
+        )
         return self._result(core, value, finish, (array,))
 
     def all_gather(self, x: Any, out: Any = None, async_op: bool = False, *, tag: str = "") -> Any:
@@ -284,7 +324,14 @@ class Communicator:
         return self._result(core, out, None, (source, target))
 
     def reduce_scatter(
-        self, x: Any, op: str = "sum", out: Any = None, async_op: bool = False, *, tag: str = ""
+        self,
+        x: Any,
+        op: str = "sum",
+        out: Any = None,
+        async_op: bool = False,
+        *,
+        factor: float | None = None,
+        tag: str = "",
     ) -> Any:
         """Reduces over all ranks and leaves one part of the result on each.
 
@@ -296,6 +343,7 @@ class Communicator:
                 ``(x.shape[0] // world_size, *x.shape[1:])``, or of the shape of ``x[rank]``. It may
                 be this rank's part of ``x``.
             async_op: As in :meth:`all_reduce`.
+            factor: As in :meth:`all_reduce`.
             tag: As in :meth:`all_reduce`.
 
         Returns:
@@ -304,7 +352,7 @@ class Communicator:
         Raises:
             As :meth:`all_reduce`.
         """
-        reduce_op = lookup(op, _REDUCE_OPS, "op")
+        reduce_op, scale = lookup(op, _REDUCE_OPS, "op"), reduce_factor(op, factor)
         if is_list(x):
             out, parts, target = self._own_part(x, out)
             address, sends, keep = 0, parts.spans, tuple(parts.views)
@@ -322,6 +370,7 @@ class Communicator:
             tag,
             async_op,
             source=address,
+            factor=scale,
             reduce_op=reduce_op,
             sends=sends,
         )
@@ -732,6 +781,7 @@ class Communicator:
         root: int = -1,
         sends: list[tuple[int, int]] | None = None,
         receives: list[tuple[int, int]] | None = None,
+        factor: float = 1.0,
     ) -> Any:
         """The call on the core: ``array`` is the input and says dtype and count, unless given apart."""
         return self._collective(
@@ -747,6 +797,7 @@ class Communicator:
             async_op,
             sends,
             receives,
+            factor,
         )
 
     def _own_part(self, x: Any, out: Any) -> tuple[Any, Parts, ArrayView]:

@@ -2,7 +2,8 @@
 
 The C++ and CUDA kernels are tested against this file to the byte. It needs neither of them.
 
-bfloat16 arrays are uint16 arrays of bit patterns, since NumPy has no such type. "Rank order" is
+bfloat16 and float8 arrays are those of the package ``ml_dtypes``, since NumPy has no such types; they
+are recognised by the dtype's name, so nothing else needs the package. "Rank order" is
 ``((x[0] op x[1]) op x[2]) ...``. The byte layout of the codecs is described in
 ``csrc/wire/codec_format.h``.
 """
@@ -28,9 +29,11 @@ __all__ = [
     "float32_to_float16",
     "gather",
     "narrow",
+    "ops_of",
     "reduce",
     "reduce_scatter",
     "reduce_to_root",
+    "scale",
     "scatter",
     "uniform",
     "widen",
@@ -53,7 +56,12 @@ MASK64 = 0xFFFFFFFFFFFFFFFF
 # --- Number formats -------------------------------------------------------------------------------
 
 
-def bfloat16_to_float32(bits: Array) -> Float32:
+def is_bfloat16(dtype: npt.DTypeLike) -> bool:
+    """Whether it is the bfloat16 of ml_dtypes."""
+    return str(np.dtype(dtype)) == "bfloat16"
+
+
+def bfloat16_to_float32(bits: npt.NDArray[np.uint16]) -> Float32:
     """Widens bfloat16 bit patterns; exact."""
     widened: Float32 = (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return widened
@@ -76,14 +84,16 @@ def float32_to_float16(values: Array) -> npt.NDArray[np.float16]:
 
 
 def widen(values: Array) -> Float32:
-    """float32 from float32, float16 or bfloat16 (uint16); exact."""
-    return bfloat16_to_float32(values) if values.dtype == np.uint16 else values.astype(np.float32)
+    """float32 from float32, float16 or bfloat16; exact."""
+    if is_bfloat16(values.dtype):
+        return bfloat16_to_float32(values.view(np.uint16))
+    return values.astype(np.float32)
 
 
 def narrow(values: Float32, dtype: npt.DTypeLike) -> Array:
-    """Rounds float32 to float32, float16 or bfloat16 (uint16), to nearest even."""
-    if dtype == np.uint16:
-        return float32_to_bfloat16(values)
+    """Rounds float32 to float32, float16 or bfloat16, to nearest even."""
+    if is_bfloat16(dtype):
+        return float32_to_bfloat16(values).view(dtype)
     return float32_to_float16(values) if dtype == np.float16 else values.astype(dtype)
 
 
@@ -138,7 +148,7 @@ def encode(
 
     Args:
         codec: "bf16", "fp16", "int8" or "int4".
-        values: float32, float16 or bfloat16 (uint16), shape (n,).
+        values: float32, float16 or bfloat16, shape (n,).
         residual: float32 of shape (n,) or None. It is added before encoding; afterwards it holds what
             the encoding lost. Where NaN or infinity comes out it is left as it was.
         draw: rounds stochastically (int8 and int4 only); None rounds to nearest even.
@@ -160,7 +170,8 @@ def encode(
 
 
 def encode_cast(codec: str, values: Float32) -> Bytes:
-    return narrow(values, np.uint16 if codec == "bf16" else np.float16).view(np.uint8)
+    bits = float32_to_bfloat16(values) if codec == "bf16" else float32_to_float16(values)
+    return bits.view(np.uint8)
 
 
 def encode_blocks(codec: str, values: Float32, draw: Draw | None) -> Bytes:
@@ -193,11 +204,13 @@ def encode_blocks(codec: str, values: Float32, draw: Draw | None) -> Bytes:
 
 
 def decode(codec: str, wire: Bytes, num_elems: int, dtype: npt.DTypeLike = np.float32) -> Array:
-    """The ``num_elems`` values of an encoded array, rounded to ``dtype`` (uint16 for bfloat16)."""
+    """The ``num_elems`` values of an encoded array, rounded to ``dtype``."""
     if codec in LARGEST_CODE:
         values = decode_blocks(codec, wire, num_elems)
+    elif codec == "bf16":
+        values = bfloat16_to_float32(wire.view(np.uint16))
     else:
-        values = widen(wire.view(np.uint16 if codec == "bf16" else np.float16))
+        values = widen(wire.view(np.float16))
     return narrow(values, dtype)
 
 
@@ -219,38 +232,94 @@ def decode_blocks(codec: str, wire: Bytes, num_elems: int) -> Float32:
 # --- Reductions -----------------------------------------------------------------------------------
 
 
+def multiply(a: Array, b: Array) -> Array:
+    """The product; of complex numbers (a0 b0 - a1 b1) + (a0 b1 + a1 b0) i, each operation rounded."""
+    if a.dtype.kind != "c":
+        return np.multiply(a, b)
+    product = np.empty_like(a)
+    product.real = a.real * b.real - a.imag * b.imag
+    product.imag = a.real * b.imag + a.imag * b.real
+    return product
+
+
+# Of bool, + is `or` and * is `and`, as in NumPy.
 OPS: dict[str, Callable[[Array, Array], Array]] = {
     "sum": lambda a, b: a + b,
     "avg": lambda a, b: a + b,
     "min": lambda a, b: np.where((a < b) | np.isnan(a), a, b),
     "max": lambda a, b: np.where((a > b) | np.isnan(a), a, b),
-    "product": lambda a, b: a * b,
+    "product": multiply,
+    "band": lambda a, b: a & b,
+    "bor": lambda a, b: a | b,
+    "bxor": lambda a, b: a ^ b,
+}
+FLOATING_OPS = ("sum", "avg", "min", "max", "product")
+OPS_OF_KIND: dict[str, tuple[str, ...]] = {
+    "f": FLOATING_OPS,
+    "i": (*FLOATING_OPS, "band", "bor", "bxor"),
+    "u": (*FLOATING_OPS, "band", "bor", "bxor"),
+    "b": ("sum", "min", "max", "product", "band", "bor", "bxor"),
+    "c": ("sum", "avg", "product"),
 }
 
 
+def ops_of(dtype: npt.DTypeLike) -> tuple[str, ...]:
+    """The operators that reduce a dtype, none for float8.
+
+    Floating-point and complex dtypes have ``premul_sum`` as well: the sum of what :func:`scale` returns.
+    """
+    if str(np.dtype(dtype)).startswith("float8"):
+        return ()
+    return OPS_OF_KIND["f" if is_bfloat16(dtype) else np.dtype(dtype).kind]
+
+
 def to_accumulator(values: Array) -> Array:
-    """float16 and bfloat16 (uint16) accumulate in float32, everything else in its own type."""
-    return widen(values) if values.dtype in (np.uint16, np.float16) else values
+    """float16 and bfloat16 accumulate in float32, everything else in its own type."""
+    return widen(values) if is_16_bit_float(values.dtype) else values
 
 
-def finish(total: Array, op: str, world_size: int, dtype: npt.DTypeLike) -> Array:
-    """Divides for avg (integers truncate towards zero) and rounds 16-bit types once."""
-    if op == "avg" and total.dtype.kind == "f":
-        total = total / total.dtype.type(world_size)
-    elif op == "avg":
-        divisor = total.dtype.type(world_size)
-        floor = total // divisor
-        total = floor + ((total < 0) & (floor * divisor != total)).astype(total.dtype)
-    return narrow(total, dtype) if dtype in (np.uint16, np.float16) else total
+def is_16_bit_float(dtype: npt.DTypeLike) -> bool:
+    return dtype == np.float16 or is_bfloat16(dtype)
+
+
+def parts_of(values: Array) -> Array:
+    """The real and imaginary parts of complex numbers in turn, everything else as it is."""
+    return values.view(values.real.dtype) if values.dtype.kind == "c" else values
+
+
+def divide(total: Array, divisor: int) -> Array:
+    """``total / divisor``; integers truncate towards zero, complex numbers are divided part by part."""
+    parts = parts_of(total)
+    quotient: Array
+    if parts.dtype.kind == "f":
+        quotient = parts / parts.dtype.type(divisor)
+    else:
+        wide = parts.astype(np.int64 if parts.dtype.kind == "i" else np.uint64)
+        floor = wide // wide.dtype.type(divisor)
+        quotient = (floor + ((wide < 0) & (floor * divisor != wide))).astype(parts.dtype)
+    return quotient.view(total.dtype)
+
+
+def scale(values: Array, factor: float) -> Array:
+    """``values * factor`` in their own dtype, 16-bit floats by way of float32: what ``premul_sum`` adds up."""
+    with np.errstate(all="ignore"):
+        parts = parts_of(to_accumulator(values))
+        scaled: Array = parts * parts.dtype.type(factor)
+        if is_16_bit_float(values.dtype):
+            return narrow(scaled, values.dtype)
+        return scaled.view(values.dtype)
 
 
 def reduce(inputs: Sequence[Array], op: str = "sum") -> Array:
-    """Element-wise ``op`` (sum, avg, min, max, product) over equally long arrays, in rank order."""
+    """Element-wise ``op``, one of :func:`ops_of`, over equally long arrays, in rank order."""
+    dtype = inputs[0].dtype
     with np.errstate(all="ignore"):
         total = to_accumulator(inputs[0])
         for values in inputs[1:]:
             total = OPS[op](total, to_accumulator(values))
-        return finish(total, op, len(inputs), inputs[0].dtype)
+        if op == "avg":
+            total = divide(total, len(inputs))
+        return narrow(total, dtype) if is_16_bit_float(dtype) else total
 
 
 # --- Collectives: a list of what each rank passes in, and what every rank gets -----------------------
@@ -328,7 +397,7 @@ def all_reduce_ring(
 
     Args:
         inputs: one flat array per rank.
-        op: "sum", "avg", "min", "max" or "product".
+        op: as in :func:`reduce`.
         ranges: ``(begin, end, order)``: elements begin..end are combined in the order of the ranks in
             ``order``. Together they cover the array once.
     """

@@ -10,10 +10,13 @@ import pytest
 
 from ringcomm import _core, arrays
 from ringcomm.errors import UsageError
+from tests.dtypes import NUMPY, needs_ml_dtypes
 
 torch = pytest.importorskip("torch")
 
-DTYPES = ["float32", "float64", "float16", "int32", "int64", "uint8"]
+# NumPy's own; those of ml_dtypes have a test to themselves.
+DTYPES = [name for name in _core.DTYPES if not needs_ml_dtypes(name)]
+ML_DTYPES = [name for name in _core.DTYPES if needs_ml_dtypes(name)]
 
 
 class DlpackOnly:
@@ -63,18 +66,39 @@ def test_view_gives_pointer_count_and_dtype_of_every_kind(dtype, shape):
         assert (view.kind, view.device) == (kind, "cpu")
 
 
-def test_bfloat16_of_torch_and_of_ml_dtypes():
-    view = arrays.view(torch.ones(3, dtype=torch.bfloat16), writable=True)
-    assert (view.dtype_name, view.num_bytes) == ("bfloat16", 6)
-    view = arrays.view(DlpackOnly(torch.ones(3, dtype=torch.bfloat16)), writable=True)
-    assert (view.dtype_name, view.num_bytes) == ("bfloat16", 6)
-    ml_dtypes = pytest.importorskip("ml_dtypes")
-    array = np.ones(3, ml_dtypes.bfloat16)
+@pytest.mark.parametrize("dtype", ML_DTYPES)
+def test_dtypes_of_torch_and_of_ml_dtypes_that_numpy_lacks(dtype):
+    size = 2 if dtype == "bfloat16" else 1
+    tensor = torch.full((2, 3), 2.0).to(getattr(torch, dtype))
+    for kind, x in (
+        ("torch", tensor),
+        ("dlpack", DlpackOnly(tensor)),
+        ("dlpack", DlpackOnly(tensor, versioned=False)),
+    ):
+        view = arrays.view(x, writable=True)
+        assert (view.dtype_name, view.dtype) == (dtype, _core.DTYPES[dtype])
+        assert (view.num_bytes, view.kind) == (6 * size, kind)
+        assert view.ptr == tensor.data_ptr()
+    copy = arrays.contiguous_copy(tensor.t())
+    assert copy.dtype == tensor.dtype
+    assert copy.is_contiguous()
+    copy.zero_()
+    arrays.copy_back(copy, tensor.t())
+    zero = 0.0 if dtype != "float8_e8m0fnu" else float(copy[0, 0])  # it has no zero
+    assert tensor.float().tolist() == [[zero] * 3] * 2
+
+    pytest.importorskip("ml_dtypes")
+    array = np.full((2, 3), 2.0, np.float32).astype(NUMPY[dtype])
     view = arrays.view(array, writable=True)
-    assert (view.dtype_name, view.num_bytes, view.kind) == ("bfloat16", 6, "numpy")
-    copy = arrays.contiguous_copy(DlpackOnly(torch.full((3,), 2.0, dtype=torch.bfloat16)))
-    assert copy.dtype == ml_dtypes.bfloat16
-    assert copy.astype(np.float32).tolist() == [2.0] * 3
+    assert (view.dtype_name, view.num_bytes, view.kind) == (dtype, 6 * size, "numpy")
+    assert view.ptr == array.ctypes.data
+    exporter = DlpackOnly(torch.full((2, 3), 2.0).to(getattr(torch, dtype)).t())
+    copy = arrays.contiguous_copy(exporter)
+    assert copy.dtype == NUMPY[dtype]
+    assert copy.astype(np.float32).tolist() == [[2.0] * 2] * 3
+    assert arrays.empty_like(exporter, (4,)).dtype == NUMPY[dtype]
+    arrays.copy_back(np.full((3, 2), 4.0, np.float32).astype(NUMPY[dtype]), exporter)
+    assert exporter._array.float().tolist() == [[4.0] * 2] * 3
 
 
 def test_offset_views_point_at_their_first_element():
@@ -109,6 +133,13 @@ def test_contiguous_copy_keeps_shape_also_of_0_dim():
     assert arrays.contiguous_copy(torch.tensor(3.0)).shape == ()
     assert arrays.contiguous_copy(torch.zeros(2, 3).t()).shape == (3, 2)
     assert not arrays.contiguous_copy(torch.zeros(3, requires_grad=True)).requires_grad
+
+
+def test_resolved_complex_tensors_are_accepted():
+    x = torch.tensor([1 + 2j]).conj().resolve_conj()
+    assert arrays.view(x, writable=True).dtype_name == "complex64"
+    real = arrays.view(torch.zeros(3, dtype=torch.complex128).real, writable=True)
+    assert (real.dtype_name, real.contiguous) == ("float64", False)
 
 
 def test_channels_last_tensor_is_not_taken_for_contiguous():
@@ -169,23 +200,25 @@ def test_parameters_and_tensors_that_require_grad_are_accepted():
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: torch.zeros(2, dtype=torch.complex64), "view_as_real"),
+        (lambda: torch.zeros(2, dtype=torch.complex32), "torch.complex32 is not supported"),
         (lambda: torch.zeros(2, dtype=torch.complex64).conj(), "resolve_conj"),
+        (lambda: torch.zeros(2, dtype=torch.complex128).conj()[:1], "resolve_conj"),
+        (lambda: DlpackOnly(torch.zeros(2, dtype=torch.complex64).conj()), "cannot be exported"),
         (lambda: torch.zeros(2, dtype=torch.complex64).conj().imag, "resolve_neg"),
         (lambda: torch.zeros(2, device="meta"), "meta device has no values"),
         (lambda: torch.zeros(2, 2).to_sparse(), "sparse tensor.*to_dense"),
         (lambda: torch.quantize_per_tensor(torch.zeros(2), 1.0, 0, torch.qint8), "dequantize"),
-        (lambda: torch.zeros(2, dtype=torch.bool), "torch.bool is not supported"),
         (lambda: torch.zeros(1).expand(4), "share memory"),
         (lambda: torch.nn.utils.rnn.pack_sequence([torch.zeros(2)]), "no array"),
         (lambda: np.zeros(2, ">f4"), "foreign byte order"),
-        (lambda: np.zeros(2, np.complex64), "complex64 is not supported"),
-        (lambda: np.zeros(2, bool), "bool is not supported"),
+        (lambda: np.zeros(2, ">c8"), "foreign byte order"),
+        (lambda: np.zeros(2, np.clongdouble), "is not supported; supported are float32"),
+        (lambda: np.zeros(2, np.longdouble), "is not supported; supported are float32"),
         (lambda: np.array(["a"]), "is not supported"),
         (lambda: np.ma.masked_array([1.0], [True]), "masked"),
         (lambda: np.broadcast_to(np.zeros(1), 4), "read-only"),
         (lambda: np.lib.stride_tricks.as_strided(np.zeros(1), (4,), (0,)), "share memory"),
-        (lambda: DlpackOnly(np.zeros(2, np.uint16)), "uint16 is not supported"),
+        (lambda: DlpackOnly(torch.zeros(2, dtype=torch.complex32)), "complex32 is not supported"),
         (lambda: DlpackOnly(np.zeros(2), device=(2, 0)), "CUDA array.*communicator is on the CPU"),
         (lambda: DlpackOnly(np.zeros(2), device=(8, 0)), "DLPack device"),
         (FakeCuda, "this is a CUDA array.*the communicator is on the CPU"),
@@ -196,6 +229,7 @@ def test_parameters_and_tensors_that_require_grad_are_accepted():
         (lambda: b"abc", "no array"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
 def test_refused_arrays_say_why(make, reason):
     with pytest.raises(UsageError, match=f"(?s)grad: .*{reason}"):
         arrays.view(make(), writable=True, role="grad")

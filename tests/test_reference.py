@@ -31,7 +31,8 @@ def test_conversions_round_like_torch():
 
 
 def test_widening_undoes_narrowing():
-    for dtype in (np.uint16, np.float16):
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    for dtype in (ml_dtypes.bfloat16, np.float16):
         every = np.arange(1 << 16, dtype=np.uint32).astype(np.uint16).view(dtype)
         wide = reference.widen(every)
         number = ~np.isnan(wide)
@@ -42,6 +43,50 @@ def test_widening_undoes_narrowing():
 def test_avg_of_integers_truncates_towards_zero():
     inputs = [np.array([7, -7, 3], np.int32), np.array([0, 0, -4], np.int32)]
     np.testing.assert_array_equal(reference.reduce(inputs, "avg"), [3, -3, 0])
+
+
+def test_avg_divides_by_numbers_of_ranks_that_the_dtype_does_not_hold():
+    inputs = [np.array([-128, 127, 5], np.int8)] + [np.zeros(3, np.int8)] * 127
+    np.testing.assert_array_equal(reference.reduce(inputs, "avg"), [-1, 0, 0])
+    inputs = [np.array([2**64 - 1, 2**63], np.uint64)] + [np.zeros(2, np.uint64)] * 2
+    np.testing.assert_array_equal(
+        reference.reduce(inputs, "avg"), np.array([(2**64 - 1) // 3, 2**63 // 3], np.uint64)
+    )
+
+
+def test_bools_are_reduced_by_logical_operators():
+    a, b = np.array([0, 0, 1, 1], bool), np.array([0, 1, 0, 1], bool)
+    for op in ("sum", "max", "bor"):
+        np.testing.assert_array_equal(reference.reduce([a, b], op), [False, True, True, True], op)
+    for op in ("product", "min", "band"):
+        np.testing.assert_array_equal(reference.reduce([a, b], op), [False, False, False, True], op)
+    np.testing.assert_array_equal(reference.reduce([a, b], "bxor"), [False, True, True, False])
+
+
+def test_complex_numbers_multiply_and_average():
+    inputs = [np.array([1 + 2j, 3j], np.complex64), np.array([3 - 1j, 2j], np.complex64)]
+    np.testing.assert_array_equal(reference.reduce(inputs, "product"), [5 + 5j, -6])
+    np.testing.assert_array_equal(reference.reduce(inputs, "avg"), [2 + 0.5j, 2.5j])
+
+
+def test_scale_rounds_to_the_dtype_before_anything_is_added():
+    values = np.array([2049.0, 1.0], np.float32).astype(np.float16)  # 2048, 1
+    np.testing.assert_array_equal(reference.scale(values, 1.0002), np.array([2048, 1], np.float16))
+    scaled = reference.scale(np.array([1 + 2j], np.complex64), 0.5)
+    assert scaled.dtype == np.complex64
+    np.testing.assert_array_equal(scaled, [0.5 + 1j])
+
+
+def test_float8_is_not_reduced():
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    for name in ("float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu"):
+        assert reference.ops_of(getattr(ml_dtypes, name)) == ()
+
+
+def test_uint16_is_an_integer_and_no_bit_pattern_of_bfloat16():
+    inputs = [np.array([1, 65535], np.uint16), np.array([2, 1], np.uint16)]
+    np.testing.assert_array_equal(reference.reduce(inputs), [3, 0])
+    np.testing.assert_array_equal(reference.widen(inputs[0]), [1, 65535])
 
 
 def test_nan_wins_min_and_max():

@@ -39,6 +39,7 @@ struct Collective {
   Algo algo = Algo::one_shot;
   DType dtype = DType::uint8;
   ReduceOp reduce_op = ReduceOp::sum;
+  double factor = 1;  // premul_sum: this rank's; the communicator scales the input, algorithms just sum
   // all_reduce, broadcast: elements of input and output. all_gather: elements of input (output has
   // world_size times as many). reduce_scatter: elements of output (input has world_size times as many).
   // reduce: of input (and of output on the root). gather: of input. scatter: of output.
@@ -74,13 +75,17 @@ struct Collective {
 // Memory that a communicator keeps between calls.
 class Scratch {
  public:
+  // Valid until the next call of either.
   float* floats(int64_t count) {
-    if (static_cast<int64_t>(floats_.size()) < count) floats_.resize(static_cast<size_t>(count));
-    return floats_.data();
+    if (static_cast<int64_t>(memory_.size()) < count) memory_.resize(static_cast<size_t>(count));
+    return memory_.data();
+  }
+  uint8_t* bytes(int64_t count) {
+    return reinterpret_cast<uint8_t*>(floats(ceil_div(count, static_cast<int64_t>(sizeof(float)))));
   }
 
  private:
-  std::vector<float> floats_;
+  std::vector<float> memory_;
 };
 
 int64_t barrier(ShmGroup& group);

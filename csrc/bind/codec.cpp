@@ -100,6 +100,11 @@ void finish_hops(int64_t dtype, int64_t op, uintptr_t accumulator, int num_input
   });
 }
 
+void scale(int64_t dtype, uintptr_t input, double factor, uintptr_t output, int64_t num_elems) {
+  const DType dtype_id = dtype_of(dtype);
+  run(num_elems, [&] { cpu::scale(dtype_id, pointer<const void>(input), factor, pointer<void>(output), num_elems); });
+}
+
 // True if every byte is zero; stops at the first piece that is not.
 bool is_zero(uintptr_t address, int64_t num_bytes) {
   RC_CHECK(num_bytes >= 0, "num_bytes must not be negative, got ", num_bytes);
@@ -121,6 +126,13 @@ void bind_codec(py::module_& module) {
   module.attr("CODEC_FORMAT_VERSION") = kCodecFormatVersion;
   module.attr("CODECS") = ids_by_name<CodecId>(kNumCodecs, codec_name);
   module.attr("DTYPES") = ids_by_name<DType>(kNumDTypes, dtype_name);
+  module.attr("DTYPE_BYTES") = [] {
+    py::dict bytes;
+    for (int id = 0; id < kNumDTypes; ++id) {
+      bytes[dtype_name(static_cast<DType>(id))] = dtype_size(static_cast<DType>(id));
+    }
+    return bytes;
+  }();
   module.attr("REDUCE_OPS") = ids_by_name<ReduceOp>(kNumReduceOps, reduce_op_name);
 
   module.def("codec_name", [](int64_t codec) { return codec_name(codec_of(codec)); }, py::arg("codec"));
@@ -142,6 +154,8 @@ void bind_codec(py::module_& module) {
              py::arg("input_ptr"), py::arg("accumulator_ptr"), py::arg("num_elems"));
   module.def("finish_hops", &finish_hops, py::arg("dtype"), py::arg("op"), py::arg("accumulator_ptr"),
              py::arg("num_inputs"), py::arg("output_ptr"), py::arg("num_elems"));
+  module.def("scale", &scale, py::arg("dtype"), py::arg("input_ptr"), py::arg("factor"), py::arg("output_ptr"),
+             py::arg("num_elems"));
   module.def("is_zero", &is_zero, py::arg("ptr"), py::arg("num_bytes"));
 }
 

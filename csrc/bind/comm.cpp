@@ -243,15 +243,17 @@ void bind_comm(py::module_& module) {
           "collective",
           [](Communicator& comm, int op, uintptr_t input, uintptr_t output, int64_t count, int dtype, int reduce_op,
              int root, int algo, const std::string& tag, bool async_op, const std::optional<Parts>& sends,
-             const std::optional<Parts>& receives) {
+             const std::optional<Parts>& receives, double factor) {
             Request request = make_request(op, input, output, count, dtype, reduce_op, root, algo);
+            request.call.factor = factor;
             if (sends) request.call.sends = parts<SendPart, const void>(*sends);
             if (receives) request.call.receives = parts<ReceivePart, void>(*receives);
             return issue(comm, request, tag, async_op);
           },
           py::arg("op"), py::arg("input"), py::arg("output"), py::arg("count"), py::arg("dtype id"),
           py::arg("reduce_op") = 0, py::arg("root") = -1, py::arg("algo") = -1, py::arg("tag") = "",
-          py::arg("async_op") = false, py::arg("sends") = py::none(), py::arg("receives") = py::none())
+          py::arg("async_op") = false, py::arg("sends") = py::none(), py::arg("receives") = py::none(),
+          py::arg("factor") = 1.0)
       .def(
           "monitored_barrier",
           [](Communicator& comm, double timeout_s, bool wait_all_ranks, const std::string& tag) {

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "reduce/reduce.h"
 
 namespace ringcomm {
 namespace {
@@ -43,7 +44,8 @@ void check_codec(const Collective& call) {
            " takes float32, bfloat16 and float16, not ", dtype_name(call.dtype),
            "; use codec=None for an exact result");
   RC_CHECK(!has_codec || call.reduce_op == ReduceOp::sum || call.reduce_op == ReduceOp::avg,
-           "a codec works with op='sum' and 'avg', not '", reduce_op_name(call.reduce_op), "'");
+           "a codec works with op='sum' and 'avg', not '", reduce_op_name(call.reduce_op), "'",
+           call.reduce_op == ReduceOp::premul_sum ? "; multiply x by the factor first" : "");
   RC_CHECK(has_codec || (call.codec.residual == nullptr && call.codec.owner_residual == nullptr),
            "a residual needs a codec: nothing is lost in an exact all_reduce");
 }
@@ -144,6 +146,7 @@ void check_call(const Collective& call, int rank, int world_size) {
   RC_CHECK(!has_root(call.op) || (call.root >= 0 && call.root < world_size), "root must be 0 to ", world_size - 1,
            ", not ", call.root);
   RC_CHECK(call.timeout_s >= 0, "timeout must be positive, not ", call.timeout_s, " s");
+  if (reduces(call.op)) check_reduction(call.dtype, call.reduce_op);
   check_codec(call);
   check_memory(call, rank, world_size);
 }

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "comm/checks.h"
+#include "reduce/reduce.h"
 
 namespace ringcomm {
 namespace {
@@ -40,6 +41,8 @@ void check_not_forked(uint64_t fork_generation) {
     RC_FAIL(aborted, "this communicator belongs to the parent process; call ringcomm.init() in the forked child");
   }
 }
+
+bool premultiplies(const Collective& call) { return reduces(call.op) && call.reduce_op == ReduceOp::premul_sum; }
 
 }  // namespace
 
@@ -262,11 +265,11 @@ OpStats Communicator::execute(const Collective& call, const Descriptor& descript
   if (!group_) RC_FAIL(aborted, "this communicator is closed; init() a new one");
   if (world_size_ == 1) {
     group_->throw_if_failed();
-    copy_alone(call);
+    copy_alone(premultiplies(call) ? scale_input(call) : call);
   } else {
     try {
       group_->begin(descriptor, patience_of(call));
-      stats.bytes_sent = static_cast<uint64_t>(dispatch(call));
+      stats.bytes_sent = static_cast<uint64_t>(premultiplies(call) ? dispatch(scale_input(call)) : dispatch(call));
     } catch (const std::exception& error) {
       // Usually the group's fault, which fail() throws again. Anything else would leave the peers waiting.
       group_->fail(Error(ErrorKind::aborted,
@@ -277,6 +280,30 @@ OpStats Communicator::execute(const Collective& call, const Descriptor& descript
   }
   stats.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return stats;
+}
+
+Collective Communicator::scale_input(Collective call) {
+  // The result of an all_reduce goes where the scaled input lies; every other input must stay as it is.
+  const int64_t count = call.op == OpKind::reduce_scatter ? call.count * world_size_ : call.count;
+  const int64_t elem_bytes = static_cast<int64_t>(dtype_size(call.dtype));
+  if (call.op == OpKind::all_reduce) {
+    cpu::scale(call.dtype, call.input, call.factor, call.output, count);
+    call.input = call.output;
+  } else if (call.sends.empty()) {
+    uint8_t* const scaled = scratch_.bytes(count * elem_bytes);
+    cpu::scale(call.dtype, call.input, call.factor, scaled, count);
+    call.input = scaled;
+  } else {
+    int64_t total = 0;
+    for (const SendPart& part : call.sends) total += part.count;
+    uint8_t* scaled = scratch_.bytes(total * elem_bytes);
+    for (SendPart& part : call.sends) {
+      cpu::scale(call.dtype, part.data, call.factor, scaled, part.count);
+      part.data = scaled;
+      scaled += part.count * elem_bytes;
+    }
+  }
+  return call;
 }
 
 int64_t Communicator::dispatch(const Collective& call) {

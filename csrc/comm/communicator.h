@@ -126,6 +126,8 @@ class Communicator {
   Descriptor prepare(Collective& call, const Algo* algo, const std::string& tag) const;
   OpStats execute(const Collective& call, const Descriptor& descriptor);
   int64_t dispatch(const Collective& call);
+  // premul_sum: the same call on this rank's input times its factor.
+  Collective scale_input(Collective call);
   void finish_turn(OpKind op, const OpStats& stats);
   void progress();
 

@@ -1,7 +1,8 @@
 // Element-wise reduction of several equally long arrays in rank order.
 //
 // The result of element i is ((in[0][i] op in[1][i]) op in[2][i]) ..., so whoever computes it gets
-// the same bits. float16 and bfloat16 accumulate in float32 and are rounded once.
+// the same bits. float16 and bfloat16 accumulate in float32 and are rounded once. Which operator
+// reduces which dtype: reduction_refusal() in base/dtype.h; every function here throws UsageError otherwise.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +18,9 @@ struct ReduceArgs {
   void* output = nullptr;               // may be one of the inputs
   void* second_output = nullptr;        // a second copy of the result, or null
 };
+
+// Throws UsageError, with what to do instead, unless arrays of `dtype` can be reduced with `op`.
+void check_reduction(DType dtype, ReduceOp op);
 
 namespace cpu {
 
@@ -37,6 +41,10 @@ void reduce_hop(DType dtype, ReduceOp op, const void* accumulator_in, const void
 
 // Ends the chain: divides by num_inputs for avg, rounds to dtype. In place when the types agree.
 void finish_hops(DType dtype, ReduceOp op, const void* accumulator, int num_inputs, void* output, int64_t num_elems);
+
+// output[i] = input[i] * factor, rounded to dtype: what premul_sum sums up. The factor is rounded to
+// accumulator_dtype(dtype), for complex to its part, where the product is taken. In place or apart.
+void scale(DType dtype, const void* input, double factor, void* output, int64_t num_elems);
 
 }  // namespace cpu
 }  // namespace ringcomm

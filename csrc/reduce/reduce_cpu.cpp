@@ -17,6 +17,7 @@ constexpr int kUnfinished = 0;  // instead of a number of ranks: more inputs fol
 
 // An array element at any alignment. Loops read and write elements of type InLoops where they lie; only
 // float16 goes through a tile of float, because the processor converts whole vectors of it.
+struct Bool {};
 template <typename T>
 struct __attribute__((packed, may_alias)) Element {
   using Accumulator = T;
@@ -48,6 +49,14 @@ struct __attribute__((packed, may_alias)) Element<FloatPair> {
   }
 };
 template <>
+struct __attribute__((packed, may_alias)) Element<Bool> {
+  using Accumulator = uint8_t;  // 0 or 1, so that bitwise operators are logical ones
+  using InLoops = Element;
+  uint8_t value;
+  uint8_t load() const { return value != 0; }
+  void store(uint8_t total) { value = total; }
+};
+template <>
 struct __attribute__((packed, may_alias)) Element<Float16> {
   using Accumulator = float;
   using InLoops = Element<float>;
@@ -55,10 +64,9 @@ struct __attribute__((packed, may_alias)) Element<Float16> {
 };
 
 template <typename T>
-const Element<T>* input_in_loops(const Element<T>* input, int64_t, T*) {
+const Element<T>* input_in_loops(const Element<T>* input, int64_t, void*) {
   return input;
 }
-const Element<Bfloat16>* input_in_loops(const Element<Bfloat16>* input, int64_t, float*) { return input; }
 const Element<float>* input_in_loops(const Element<Float16>* input, int64_t count, float* tile) {
   widen(reinterpret_cast<const Float16*>(input), count, tile);
   return reinterpret_cast<const Element<float>*>(tile);
@@ -203,17 +211,91 @@ void finish_hops(const void* accumulator, int num_inputs, void* output, int64_t 
   }
 }
 
-template <typename T, typename Op>
-constexpr ReduceKernels kKernels{reduce<T, Op>, reduce_hop<T, Op>, finish_hops<T, Op>};
+template <typename T>
+T scale_value(T value, double factor) {
+  return scaled(value, factor);
+}
+FloatPair scale_value(FloatPair value, double factor) {
+  return {scaled(value.low, factor), scaled(value.high, factor)};
+}
 
-// In the order of ReduceOp.
-#define RC_ALL_OPS(T) \
-  {kKernels<T, Sum>, kKernels<T, Average>, kKernels<T, Minimum>, kKernels<T, Maximum>, kKernels<T, Product>}
+template <typename Input, typename Output>
+void scale_values(const Input* input, double factor, Output* output, int64_t count) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) output[i].store(scale_value(input[i].load(), factor));
+}
+void scale_values(const Element<Bfloat16>* input, double factor, Element<Bfloat16>* output, int64_t count) {
+  scale_values(reinterpret_cast<const Element<FloatPair>*>(input), factor,
+               reinterpret_cast<Element<FloatPair>*>(output), count / 2);
+  if (count % 2 != 0) output[count - 1].store(scale_value(input[count - 1].load(), factor));
+}
 
-// In the order of DType.
-constexpr ReduceTable kTable = {RC_ALL_OPS(float),   RC_ALL_OPS(double),  RC_ALL_OPS(Float16), RC_ALL_OPS(Bfloat16),
-                                RC_ALL_OPS(int32_t), RC_ALL_OPS(int64_t), RC_ALL_OPS(uint8_t)};
-#undef RC_ALL_OPS
+template <typename T>
+void scale(const void* input, double factor, void* output, int64_t num_elems) {
+  alignas(64) typename Element<T>::Accumulator tile[kTileElems];
+  for (int64_t begin = 0; begin < num_elems; begin += kTileElems) {
+    const int64_t count = tile_count(num_elems, begin);
+    const auto* const values = input_in_loops(static_cast<const Element<T>*>(input) + begin, count, tile);
+    Element<T>* const piece = static_cast<Element<T>*>(output) + begin;
+    scale_values(values, factor, output_in_loops(piece, tile), count);
+    finish_output(piece, count, tile);
+  }
+}
+
+// ---- Tables: which kernel does what --------------------------------------------------------------
+
+template <typename T, typename Op, int kParts = 1>
+constexpr ReduceKernels kKernels{reduce<T, Op>, reduce_hop<T, Op>, finish_hops<T, Op>, kParts};
+constexpr ReduceKernels kNone{};
+
+// In the order of ReduceOp: sum, avg, min, max, product, band, bor, bxor, premul_sum; then the scaling.
+template <typename T>
+constexpr DTypeKernels kFloating{{kKernels<T, Sum>, kKernels<T, Average>, kKernels<T, Minimum>, kKernels<T, Maximum>,
+                                  kKernels<T, Product>, kNone, kNone, kNone, kKernels<T, Sum>},
+                                 {scale<T>, 1}};
+// Unsigned is T without its sign: sums and products modulo 2^n are the same bits.
+template <typename T, typename Unsigned>
+constexpr DTypeKernels kInteger{
+    {kKernels<Unsigned, Sum>, kKernels<T, Average>, kKernels<T, Minimum>, kKernels<T, Maximum>,
+     kKernels<Unsigned, Product>, kKernels<uint8_t, BitAnd, sizeof(T)>, kKernels<uint8_t, BitOr, sizeof(T)>,
+     kKernels<uint8_t, BitXor, sizeof(T)>, kNone},
+    {}};
+constexpr DTypeKernels kBool{
+    {kKernels<Bool, BitOr>, kNone, kKernels<Bool, BitAnd>, kKernels<Bool, BitOr>, kKernels<Bool, BitAnd>,
+     kKernels<Bool, BitAnd>, kKernels<Bool, BitOr>, kKernels<Bool, BitXor>, kNone},
+    {}};
+template <typename T>
+constexpr DTypeKernels kComplex{{kKernels<T, Sum, 2>, kKernels<T, Average, 2>, kNone, kNone,
+                                 kKernels<Complex<T>, Product>, kNone, kNone, kNone, kKernels<T, Sum, 2>},
+                                {scale<T>, 2}};
+
+// In the order of DType; float8, the last, has none.
+constexpr ReduceTable kTable = {kFloating<float>,
+                                kFloating<double>,
+                                kFloating<Float16>,
+                                kFloating<Bfloat16>,
+                                kInteger<int32_t, uint32_t>,
+                                kInteger<int64_t, uint64_t>,
+                                kInteger<uint8_t, uint8_t>,
+                                kInteger<int8_t, uint8_t>,
+                                kInteger<int16_t, uint16_t>,
+                                kInteger<uint16_t, uint16_t>,
+                                kInteger<uint32_t, uint32_t>,
+                                kInteger<uint64_t, uint64_t>,
+                                kBool,
+                                kComplex<float>,
+                                kComplex<double>};
+
+constexpr bool table_follows_the_rule() {
+  for (int dtype = 0; dtype < kNumDTypes; ++dtype) {
+    for (int op = 0; op < kNumReduceOps; ++op) {
+      const bool legal = reduction_refusal(static_cast<DType>(dtype), static_cast<ReduceOp>(op)) == nullptr;
+      if (legal != (kTable[dtype].ops[op].parts != 0)) return false;
+    }
+  }
+  return true;
+}
+static_assert(table_follows_the_rule(), "a kernel for every pair that reduction_refusal() lets through");
 
 }  // namespace
 

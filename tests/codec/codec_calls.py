@@ -1,21 +1,17 @@
-"""The kernels' codec functions on NumPy arrays (bfloat16 as uint16), and inputs to try them on."""
+"""The kernels' codec functions on NumPy arrays, and inputs to try them on."""
 
 import numpy as np
 
 from ringcomm import _core, reference
+from tests.dtypes import NUMPY
 
 CODECS = ("bf16", "fp16", "int8", "int4")
-DTYPE_OF = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
-NAME_OF = {
-    np.dtype(np.float32): "float32",
-    np.dtype(np.float16): "float16",
-    np.dtype(np.uint16): "bfloat16",
-}
+DTYPE_OF = {name: NUMPY[name] for name in ("float32", "float16", "bfloat16") if name in NUMPY}
 GUARD = 0xA5
 
 
 def dtype_id(array):
-    return _core.DTYPES[NAME_OF[array.dtype]]
+    return _core.DTYPES[array.dtype.name]
 
 
 def encode(codec, values, residual=None, draw=None):
@@ -81,16 +77,12 @@ def awkward_values(num_elems, dtype, seed=0):
     wide = reference.widen(rounded)
     wide[(block == 4) & (rng.random(num_elems) < 0.5)] = reference.widen(rounded)[:1].max(initial=1)
     result = reference.narrow(wide, dtype)
-    special = {
-        np.dtype(np.float32): (
-            [0x7F800000, 0xFF800000, 0x7FC01234, 0x7F7FFFFF, 0xFF7FFFFF],
-            np.uint32,
-        ),
-        np.dtype(np.float16): ([0x7C00, 0xFC00, 0x7E12, 0x7BFF, 0x8001], np.uint16),
-        np.dtype(np.uint16): ([0x7F80, 0xFF80, 0x7FC3, 0x7F7F, 0x8001], np.uint16),
-    }
-    patterns, bits_type = special[result.dtype]
-    bits = result.view(bits_type)
+    patterns = {
+        "float32": (0x7F800000, 0xFF800000, 0x7FC01234, 0x7F7FFFFF, 0xFF7FFFFF),
+        "float16": (0x7C00, 0xFC00, 0x7E12, 0x7BFF, 0x8001),
+        "bfloat16": (0x7F80, 0xFF80, 0x7FC3, 0x7F7F, 0x8001),
+    }[result.dtype.name]
+    bits = result.view(f"u{result.itemsize}")
     for which, pattern in zip((8, 9, 10, 11, 12), patterns, strict=True):
         bits[(block == which) & (rng.random(num_elems) < 0.1)] = pattern
     if num_elems > 9:

@@ -59,7 +59,7 @@ def test_stochastic_rounding_draws_the_numbers_of_the_reference(codec, dtype, nu
         reference.Draw(seed=5, step=2**40, rank=2**32 - 1, first_elem=2**32 - 32),
     ):
         if num_elems > 1000:
-            values[:1] = 0x7F80 if dtype == "bfloat16" else np.nan
+            values[:1] = np.inf if dtype == "bfloat16" else np.nan
         residual = np.zeros(num_elems, np.float32)
         expected = residual.copy()
         wire = codec_calls.encode(codec, values, residual, draw)
@@ -231,7 +231,7 @@ def test_bad_arguments_raise_usage_errors():
         "codec 'none' encodes nothing": lambda: _core.encode(0, 0, 0, 0, 0),
         "codec id must be in 0..4, not 5": lambda: _core.wire_bytes(5, 1),
         "codec id must be in 0..4, not -1": lambda: _core.encode(-1, 0, 0, 0, 0),
-        "dtype id must be in 0..6, not 7": lambda: _core.encode(3, 0, 7, 0, 0),
+        r"dtype id must be in 0..\d+, not 99": lambda: _core.encode(3, 0, 99, 0, 0),
         "takes float32, bfloat16 or float16, not float64": lambda: _core.encode(3, 0, 1, 0, 0),
         "num_elems must not be negative": lambda: _core.encode(3, 0, 0, -1, 0),
         "first_elem must be a multiple of 32": lambda: _core.encode(3, 0, 0, 1, 0, first_elem=5),

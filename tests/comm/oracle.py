@@ -5,43 +5,39 @@ from typing import Any
 
 import numpy as np
 
-from ringcomm import Communicator, _core, reference
+from ringcomm import reference
+from tests.dtypes import random_array
 
-DTYPES = ("float32", "float64", "float16", "bfloat16", "int32", "int64", "uint8")
-OPS = ("sum", "avg", "min", "max", "product")
 CACHE_LINE = 64
 
 Array = Any
 
 
-def storage(dtype: str) -> str:
-    """NumPy's type for the dtype; bfloat16 travels as bit patterns."""
-    return "uint16" if dtype == "bfloat16" else dtype
-
-
 def random_input(dtype: str, count: int, rank: int, seed: int) -> Array:
-    """What ``rank`` passes in: magnitudes from 1e-3 to 1e3 for floats, all bits for integers."""
-    rng = np.random.default_rng((seed, rank))
-    if dtype in ("int32", "int64", "uint8"):
-        info = np.iinfo(dtype)
-        return rng.integers(info.min, info.max, count, dtype, endpoint=True)
-    values = rng.standard_normal(count) * 10.0 ** rng.integers(-3, 3, count)
-    if dtype == "bfloat16":
-        return reference.float32_to_bfloat16(values.astype(np.float32))
-    return values.astype(dtype)
+    """What ``rank`` passes in."""
+    return random_array(dtype, count, (seed, rank))
 
 
 def random_inputs(dtype: str, count: int, world_size: int, seed: int) -> list[Array]:
     return [random_input(dtype, count, rank, seed) for rank in range(world_size)]
 
 
+def factor_of(rank: int) -> float:
+    """What ``rank`` passes as the factor of premul_sum."""
+    return (0.3, -1.7, 2.0, 1e-3)[rank % 4]
+
+
+def premultiplied(inputs: list[Array]) -> list[Array]:
+    """The inputs whose sum is their premul_sum."""
+    return [reference.scale(values, factor_of(rank)) for rank, values in enumerate(inputs)]
+
+
 def ring_ranges(
-    count: int, world_size: int, dtype: str, buffer_bytes: int
+    count: int, world_size: int, dtype: Any, buffer_bytes: int
 ) -> list[tuple[int, int, list[int]]]:
     """Which ranks a ring adds up in which order: chunk c of a segment in the order c+1, ..., c."""
-    item = np.dtype(storage(dtype)).itemsize
-    partial = 4 if dtype in ("float16", "bfloat16") else item
-    granule = CACHE_LINE // item
+    partial = 4 if dtype.name in ("float16", "bfloat16") else dtype.itemsize
+    granule = CACHE_LINE // dtype.itemsize
     chunk = max(1, 2 * buffer_bytes // (world_size * partial) // granule) * granule
     ranges = []
     for first in range(0, count, chunk * world_size):
@@ -54,34 +50,15 @@ def ring_ranges(
     return ranges
 
 
-def expected_all_reduce(
-    inputs: list[Array], op: str, dtype: str, algo: str | None, buffer_bytes: int
-) -> Array:
-    if algo == "ring" and len(inputs) > 1:
-        ranges = ring_ranges(len(inputs[0]), len(inputs), dtype, buffer_bytes)
-        return reference.all_reduce_ring(inputs, op, ranges)
+def expected_all_reduce(inputs: list[Array], op: str, algo: str | None, buffer_bytes: int) -> Array:
+    if op == "premul_sum":
+        inputs, op = premultiplied(inputs), "sum"
     if len(inputs) == 1:
         return inputs[0]
+    if algo == "ring":
+        ranges = ring_ranges(len(inputs[0]), len(inputs), inputs[0].dtype, buffer_bytes)
+        return reference.all_reduce_ring(inputs, op, ranges)
     return reference.all_reduce(inputs, op)
-
-
-def all_reduce(comm: Communicator, x: Array, op: str, dtype: str, algo: str | None) -> None:
-    """comm.all_reduce, also for bfloat16 bit patterns, which no NumPy dtype stands for."""
-    if dtype != "bfloat16":
-        comm.all_reduce(x, op, algo=algo)
-        return
-    algo_id = -1 if algo is None else _core.ALGOS[algo]
-    address = x.ctypes.data
-    comm._core.collective(
-        _core.OPS["all_reduce"],
-        address,
-        address,
-        x.size,
-        _core.DTYPES[dtype],
-        _core.REDUCE_OPS[op],
-        -1,
-        algo_id,
-    )
 
 
 def assert_same_bits(got: Array, expected: Array, what: object) -> None:

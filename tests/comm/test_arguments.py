@@ -27,8 +27,60 @@ def read_only() -> Any:
 
 # name -> (what is called, pieces of the message)
 BAD_CALLS: dict[str, tuple[Callable[[Communicator], Any], tuple[str, ...]]] = {
-    "dtype": (lambda c: c.all_reduce(np.ones(3, np.complex64)), ("x:", "complex64", "view()")),
-    "bool": (lambda c: c.all_reduce(np.ones(3, bool)), ("bool", "supported are float32")),
+    "dtype": (
+        lambda c: c.all_reduce(np.zeros(3, "M8[s]")),
+        ("x:", "datetime64", "supported are float32", "float8_e8m0fnu"),
+    ),
+    "mean of bools": (
+        lambda c: c.all_reduce(np.ones(3, bool), "avg"),
+        ("op='avg'", "bool", "convert to float32"),
+    ),
+    "largest complex": (
+        lambda c: c.all_reduce(np.ones(3, np.complex64), "max"),
+        ("op='max'", "complex64", "no order"),
+    ),
+    "bits of floats": (
+        lambda c: c.reduce_scatter(floats(), "bxor"),
+        ("op='bxor'", "float32", "integer view"),
+    ),
+    "bits of floats, async": (
+        lambda c: c.all_reduce(floats(), "band", async_op=True),
+        ("op='band'", "float32"),
+    ),
+    "bits of floats, with a codec": (
+        lambda c: c.all_reduce(floats(), "bor", codec="int8"),
+        ("op='bor'", "float32"),
+    ),
+    "scaled integers": (
+        lambda c: c.all_reduce(np.ones(3, np.int16), "premul_sum", factor=2),
+        ("op='premul_sum'", "int16", "op='sum'"),
+    ),
+    "no factor": (lambda c: c.all_reduce(floats(), "premul_sum"), ("'premul_sum' needs factor",)),
+    "no factor of reduce_scatter": (
+        lambda c: c.reduce_scatter(floats(), "premul_sum"),
+        ("'premul_sum' needs factor",),
+    ),
+    "factor of sum": (lambda c: c.all_reduce(floats(), factor=2.0), ("'premul_sum'", "'sum'")),
+    "factor of avg": (
+        lambda c: c.reduce_scatter(floats(), "avg", factor=1),
+        ("'premul_sum'", "'avg'"),
+    ),
+    "factor with a codec": (
+        lambda c: c.all_reduce(floats(), "premul_sum", codec="int8", factor=2.0),
+        ("'premul_sum'", "multiply x by the factor first"),
+    ),
+    "text for a factor": (
+        lambda c: c.all_reduce(floats(), "premul_sum", factor="2"),
+        ("factor must be a real number", "'2'"),
+    ),
+    "complex factor": (
+        lambda c: c.all_reduce(floats(), "premul_sum", factor=1j),
+        ("factor must be a real number",),
+    ),
+    "several factors": (
+        lambda c: c.all_reduce(floats(), "premul_sum", factor=np.ones(2)),
+        ("factor must be a real number",),
+    ),
     "object": (lambda c: c.all_reduce(np.array([None])), ("object",)),
     "list": (lambda c: c.all_reduce([1.0, 2.0]), ("list", "NumPy array")),
     "None": (lambda c: c.all_reduce(None), ("NoneType",)),
@@ -273,6 +325,13 @@ def test_world_size_1_needs_no_launcher_no_store_and_no_port(
             comm.barrier()
             assert comm.all_reduce(x, async_op=True).wait() is x
         assert (x == 1).all()
+        one.all_reduce(x, "premul_sum", factor=0.5)
+        assert (x == 0.5).all()
+        part = one.reduce_scatter(x, "premul_sum", factor=np.float32(3))
+        assert (part == 1.5).all()
+        assert (x == 0.5).all()
+        with pytest.raises(UsageError, match="integer view"):
+            one.all_reduce(x, "band")
 
 
 def refuses_many_ranks_with_tiny_buffers() -> None:

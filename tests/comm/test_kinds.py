@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ringcomm import Communicator
+from ringcomm import Communicator, _core
 from tests.worlds import Worlds
 
 
@@ -84,19 +84,31 @@ def check_torch(comm: Communicator) -> None:
     import torch
 
     n, rank = comm.world_size, comm.rank
-    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64):
+    for name in _core.DTYPES:
+        dtype = getattr(torch, name)
+        source = torch.arange(12).remainder(5).reshape(3, 4).to(dtype)
+        y = (source if rank == n - 1 else torch.zeros_like(source)).t()
+        comm.broadcast(y, n - 1)
+        assert torch.equal(y.float(), source.t().float()), dtype
+        got = comm.all_gather(torch.full((2,), 1.0 + rank).to(dtype))
+        assert isinstance(got, torch.Tensor)
+        assert torch.equal(got.float(), (1.0 + torch.arange(n)).to(dtype).float().repeat(2, 1).t())
+        if name.startswith("float8"):
+            continue
+        if name == "bool":
+            x = torch.tensor([False, rank == 1])
+            assert comm.all_reduce(x, "bor") is x
+            assert x.tolist() == [False, True]
+            continue
         x = torch.full((5, 7), rank + 1, dtype=dtype)
         assert comm.all_reduce(x) is x
         assert (x == n * (n + 1) // 2).all(), dtype
-        y = torch.arange(12, dtype=dtype).reshape(3, 4).t() * (rank + 1)
-        comm.broadcast(y, n - 1)
-        assert (y == torch.arange(12, dtype=dtype).reshape(3, 4).t() * n).all(), dtype
-        got = comm.all_gather(torch.full((2,), rank, dtype=dtype))
-        assert isinstance(got, torch.Tensor)
-        assert got.tolist() == [[r, r] for r in range(n)]
         part = comm.reduce_scatter(torch.ones(2 * n, 3, dtype=dtype))
         assert part.shape == (2, 3)
         assert (part == n).all()
+    z = torch.full((3,), 1 + 1j) * (rank + 1)
+    comm.all_reduce(z, "premul_sum", factor=torch.tensor(0.5))
+    assert (z == (1 + 1j) * n * (n + 1) / 4).all()
     parameter = torch.nn.Parameter(torch.ones(4))
     comm.all_reduce(parameter)
     assert (parameter == n).all()

@@ -6,7 +6,7 @@ import struct
 import time
 from typing import Any
 
-from ringcomm import Communicator, _core, comm
+from ringcomm import Communicator, _core, bootstrap, comm
 
 FAULT_STATE = 64
 RANKS = 1088
