@@ -87,7 +87,9 @@ def _compiled() -> Path:
     source = _source_folder()
     files = [source / "bind" / "c_table.h", *sorted((source / "torch").iterdir())]
     digest = hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:16]
-    folder = _cache_folder() / f"c10d-torch{torch.__version__}-{sys.implementation.cache_tag}-{digest}"
+    folder = (
+        _cache_folder() / f"c10d-torch{torch.__version__}-{sys.implementation.cache_tag}-{digest}"
+    )
     library = folder / "_c10d.so"
     if not library.is_file():
         folder.mkdir(parents=True, exist_ok=True)

@@ -132,7 +132,7 @@ def test_the_torch_adapter_reaches_the_core_through_its_c_table_only() -> None:
         for line in path.read_text().splitlines()
         if line.startswith('#include "')
     )
-    assert "#include \"" not in (ROOT / "csrc" / "bind" / "c_table.h").read_text()
+    assert '#include "' not in (ROOT / "csrc" / "bind" / "c_table.h").read_text()
 
 
 def test_python_modules_import_only_lower_modules() -> None:

@@ -83,6 +83,7 @@ Request make_request(const rc_call& from, int world_size) {
   call.root = from.root;
   call.input = from.input;
   call.output = from.output;
+  call.factor = from.factor;
   call.timeout_s = from.timeout_s;
   call.wait_all_ranks = from.wait_all_ranks != 0;
   for (int rank = 0; from.sends != nullptr && rank < world_size; ++rank)

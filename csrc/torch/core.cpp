@@ -46,6 +46,12 @@ const char* core_name(at::ScalarType type) {
       return "float8_e4m3fn";
     case at::kFloat8_e5m2:
       return "float8_e5m2";
+    case at::kFloat8_e4m3fnuz:
+      return "float8_e4m3fnuz";
+    case at::kFloat8_e5m2fnuz:
+      return "float8_e5m2fnuz";
+    case at::kFloat8_e8m0fnu:
+      return "float8_e8m0fnu";
     default:  // torch has more types than travel as themselves
       return nullptr;
   }

@@ -5,8 +5,8 @@
 torch's test module reads BACKEND when it is imported, hence one process per backend. Ranks are forked
 from it, because importing torch for every rank of every test would take most of the time.
 
-BACKEND is ``gloo``, ``ringcomm``, or ``disguised``: ringcomm under the name of gloo. torch skips many
-tests for a name that it does not know, so those that ringcomm skips and gloo passes run disguised.
+BACKEND is ``gloo``, ``ringcomm``, or ``disguised``: ringcomm under the name of gloo, for tests that
+ask for a name that they know.
 """
 
 import contextlib
