@@ -32,7 +32,7 @@ def suite(quick: bool) -> dict[str, list[str]]:
     runs = {}
     every = ["--sizes", "1K", "64K", "4M"] if quick else ["-b", "256", "-e", "64M", "-f", "4"]
     few = ["--sizes", "4K", "1M"] if quick else ["--sizes", "4K", "1M", "64M"]
-    seconds = ["--seconds", "0.5" if quick else "2"]
+    seconds = ["--seconds", "0.3"] if quick else ["--seconds", "1.5", "--tries", "2"]
     for n in (2, 4):
         command = ["bench.collectives", "-n", str(n), *seconds]
         codecs = ["--codec", "none", "int8", "int4"]

@@ -1,13 +1,15 @@
 """Collectives against their peers: ``python -m bench.collectives -n 2 -b 256 -e 64M``.
 
-All contenders run interleaved in one set of processes: iteration i of each follows iteration i of the
-others, each after a barrier and on its own arrays, with one thread per rank. Results are verified first
-(-c 1): #wrong counts elements of all ranks that are off by more than rounding. A sample is the time of
-the slowest rank. Columns are those of nccl-tests: time_us is the mean, algbw = size / p50_us, busbw =
-algbw x the factor of the operation, both in GB/s. to_best is p50_us as a share of the fastest peer's,
-to_copy as a multiple of a copy of `size` bytes by all ranks at once. Smaller is faster in both. others
-is the share of all cores, in percent, that processes outside of the run had: where it is not small, ranks
-and peers that wait by spinning are slowed most, and figures mean little (--tries N measures again).
+All contenders run interleaved in one set of processes: every iteration runs each of them once, in an
+order of its own, each after a barrier and on its own arrays, with one thread per rank. Results are
+verified first (-c 1): #wrong counts elements of all ranks that are off by more than rounding. A sample
+is the time of the slowest rank.
+
+Columns are those of nccl-tests: time_us is the mean, algbw = size / p50_us, busbw = algbw x the factor
+of the operation, both in GB/s. to_best is p50_us as a share of the fastest peer's, to_copy as a multiple
+of a copy of `size` bytes by all ranks at once; smaller is faster in both. others is the share of all
+cores, in percent, that processes outside of the run had: where it is not small, ranks and peers that
+wait by spinning are slowed most, and figures mean little (--tries N measures again).
 
 Peers that are missing, or that do not have an operation or dtype, are named with the reason. With Open
 MPI the ranks are started by mpirun: by this command itself, or by you:

@@ -27,6 +27,7 @@ STYLES = {
     "memcpy": ("memory copy", "#555555", ".", ":"),
 }
 OTHER = ("#000000", "x", "-.")
+INCHES_PER_LABEL = 2.1
 
 
 def draw(document: dict[str, Any], path: Path) -> None:
@@ -63,20 +64,18 @@ def draw(document: dict[str, Any], path: Path) -> None:
         for who, points in lines.items():
             label, colour, marker, dash = STYLES.get(who, (who, *OTHER))
             look = {"color": colour, "marker": marker, "linestyle": dash, "markersize": 5}
-            sizes = [row["size"] for row in points]
-            (legend[label],) = upper.plot(sizes, [row["p50_us"] for row in points], **look)
+            at = [row["size"] for row in points]
+            (legend[label],) = upper.plot(at, [row["p50_us"] for row in points], **look)
             ratios = [(row["size"], row["to_best"]) for row in points if row["to_best"]]
             if who != "memcpy" and ratios:
                 lower.plot(*zip(*ratios, strict=True), **look)
-        _dress(upper, lower, title, first=column == 0)
+        sizes = sorted({row["size"] for points in lines.values() for row in points})
+        _dress(upper, lower, title, sizes, first=column == 0)
     order = [style[0] for style in STYLES.values()]
     known = sorted(legend, key=lambda label: order.index(label) if label in order else len(order))
-    figure.legend(
-        [legend[label] for label in known],
-        known,
-        loc="outside lower center",
-        ncols=min(5, len(known)),
-    )
+    handles = [legend[label] for label in known]
+    columns = max(1, min(len(known), int(width / INCHES_PER_LABEL)))
+    figure.legend(handles, known, loc="outside lower center", ncols=columns, fontsize=9)
     header = document["header"]
     figure.suptitle(
         f"{header['ranks']} ranks on {header['cores']} cores of {header['cpu']}", fontsize=11
@@ -96,19 +95,20 @@ def _panels(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, An
     return panels
 
 
-def _dress(upper: Any, lower: Any, title: str, *, first: bool) -> None:
+def _dress(upper: Any, lower: Any, title: str, sizes: list[int], *, first: bool) -> None:
     upper.set_title(title, fontsize=11)
+    ticks = sizes if len(sizes) <= 5 else sizes[:: -(-len(sizes) // 5)]
     for axis in (upper, lower):
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
         axis.grid(True, which="major", color="#DDDDDD", linewidth=0.8)
-        axis.xaxis.set_major_formatter(lambda size, _position: _size(size))
+        axis.set_xticks(ticks, [_size(size) for size in ticks])
+        axis.yaxis.set_major_formatter(lambda value, _position: f"{value:,g}")
     lower.axhline(1.0, color="#555555", linewidth=1)
     lower.set_xlabel("size")
     if first:
         upper.set_ylabel("time of the slowest rank, µs (median)")
         lower.set_ylabel("share of the fastest\npeer's time")
-        lower.yaxis.set_major_formatter(lambda share, _position: f"{share:g}")
 
 
 def _size(num_bytes: float) -> str:

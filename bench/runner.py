@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -154,8 +155,12 @@ def _measure(world: World, entries: list[Entry], args: argparse.Namespace) -> fl
         for entry in entries:
             entry.samples = []
         watch = Watch(world)
+        # What ran before leaves caches and sleeping threads behind: in a new order every time, which
+        # is the same on all ranks, everybody follows everybody.
+        order, dice = list(entries), random.Random(0)
         for _ in range(iterations):
-            for entry in entries:
+            dice.shuffle(order)
+            for entry in order:
                 entry.samples.append(entry.sample(world))
         return watch.others()
     finally:
