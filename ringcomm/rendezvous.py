@@ -34,6 +34,7 @@ from ringcomm.descriptors import (
     send_endpoints,
 )
 from ringcomm.store import Store, TCPStore, get_before
+from ringcomm.tuning import Limits
 
 __all__ = ["boot_id", "rendezvous"]
 
@@ -58,6 +59,8 @@ def rendezvous(
     timeout: float,
     buffer_bytes: int,
     first_seq: int = 0,
+    global_rank: int | None = None,
+    limits: Limits | None = None,
 ) -> Endpoints:
     """Meets the other ranks; collective. Blocks until all have come, at most ``timeout`` seconds.
 
@@ -67,6 +70,8 @@ def rendezvous(
         name: of the group, for messages.
         buffer_bytes: size of one staging buffer, the same on all ranks.
         first_seq: where the group's wrapping counters start, the same on all ranks; for tests.
+        global_rank: this process's rank in the job, for people; None: as in the group.
+        limits: rank 0's measured limits, for all ranks.
 
     Raises:
         UsageError: ranks are on several hosts, or disagree on versions or settings.
@@ -74,6 +79,7 @@ def rendezvous(
         SystemResourceError: no memory or descriptors. On every rank the same sentence.
     """
     meeting = _Meeting(store, rank, world_size, prefix, name, timeout, buffer_bytes, first_seq)
+    meeting.hello["global_rank"] = rank if global_rank is None else global_rank
     with contextlib.ExitStack() as cleanup:
         try:
             staging_fd = _core.create_segment(
@@ -95,7 +101,7 @@ def rendezvous(
             cleanup.callback(os.close, pidfd)
         meeting.say_hello()
         if rank == 0:
-            return _Host(meeting).run(staging_fd, pidfd)
+            return _Host(meeting, limits).run(staging_fd, pidfd)
         return _Guest(meeting).run(staging_fd, pidfd)
 
 
@@ -212,8 +218,9 @@ def _is_gone(hello: Message) -> bool:
 
 
 class _Host:
-    def __init__(self, meeting: _Meeting) -> None:
+    def __init__(self, meeting: _Meeting, limits: Limits | None = None) -> None:
         self.meeting = meeting
+        self.limits = limits or []
         self.token = secrets.token_hex(16)
         self.hellos: dict[int, Message] = {0: meeting.hello}
         self.connections: dict[int, socket.socket] = {}
@@ -249,11 +256,14 @@ class _Host:
             )
         )
         _core.format_control(control_fd, self.meeting.world_size, self.meeting.first_seq)
+        global_ranks = [self.hellos[rank]["global_rank"] for rank in ranks]
         return Endpoints(
             control_fd,
             [fds[rank][0] for rank in ranks],
             [fds[rank][1] for rank in ranks],
             [self.hellos[rank]["pid"] for rank in ranks],
+            global_ranks if len({*global_ranks}) == len(ranks) else list(ranks),
+            self.limits,
         )
 
     def _meet(self) -> dict[int, tuple[int, int]]:

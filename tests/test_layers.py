@@ -26,8 +26,8 @@ CPP_LAYERS: list[set[str]] = [
 # Lowest first. A module may use its own layer and any lower one.
 PYTHON_LAYERS: list[set[str]] = [
     {"_version", "_core"},
-    {"errors", "env", "reference"},
-    {"arguments", "arrays", "codecs", "descriptors", "plan", "rendezvous", "store"},
+    {"errors", "env", "machine", "reference"},
+    {"arguments", "arrays", "codecs", "descriptors", "plan", "rendezvous", "store", "tuning"},
     {"comm"},
     {"bootstrap"},
     {"backend", "ddp", "nodes", "cupyx", "parallel"},

@@ -3,6 +3,10 @@
 
 #include <pybind11/pybind11.h>
 
+namespace ringcomm {
+class FlightRecorder;
+}
+
 namespace ringcomm::bind {
 
 void bind_errors(pybind11::module_& module);
@@ -11,5 +15,9 @@ void bind_device(pybind11::module_& module);
 void bind_codec(pybind11::module_& module);
 void bind_dlpack(pybind11::module_& module);
 void bind_comm(pybind11::module_& module);
+void bind_log(pybind11::module_& module);
+
+// A dict per call, oldest first.
+pybind11::list flight_records(const FlightRecorder& recorder);
 
 }  // namespace ringcomm::bind

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <tuple>
 
+#include "base/log.h"
 #include "transport/fault.h"
 
 namespace ringcomm {
@@ -105,11 +106,21 @@ ShmGroup::ShmGroup(const GroupConfig& config)
     slabs_.emplace_back(config.staging_fds[i], layout_.total_bytes());
     if (peer == rank_) continue;
     UniqueFd pidfd(config.pidfds[i] < 0 ? -1 : ::dup(config.pidfds[i]));
+    if (pidfd.get() < 0) log(LogLevel::info, "INIT", "no pidfd of rank ", peer, ": /proc tells whether it lives");
     peers.push_back({peer, config.pids[i], std::move(pidfd)});
   }
   line(rank_).pid.store(pids_[static_cast<size_t>(rank_)], std::memory_order_relaxed);
   if (world_size_ > 1) {
-    monitor_ = std::make_unique<LivenessMonitor>(std::move(peers), [this](int peer) { on_peer_death(peer); });
+    std::function<bool()> still_well;
+    if (config.on_failure) {
+      still_well = [this, on_failure = config.on_failure] {
+        if (!has_failed()) return true;
+        on_failure();
+        return false;
+      };
+    }
+    monitor_ = std::make_unique<LivenessMonitor>(
+        std::move(peers), [this](int peer) { on_peer_death(peer); }, std::move(still_well));
   }
   line(rank_).lifecycle.store(static_cast<uint32_t>(Lifecycle::live), std::memory_order_release);
 }
@@ -262,16 +273,18 @@ void ShmGroup::wake_everyone() {
 
 // ---- failure -------------------------------------------------------------------------------------
 
-void ShmGroup::report(const Error& error) {
-  report_fault(*page_, rank_, error, [this] { wake_everyone(); });
+bool ShmGroup::report(const Error& error) {
+  return report_fault(*page_, rank_, error, [this] { wake_everyone(); });
 }
 
+bool ShmGroup::has_failed() const { return has_fault(*page_); }
+
 void ShmGroup::throw_if_failed() const {
-  if (has_fault(*page_)) throw fault_error(*page_);
+  if (has_failed()) throw fault_error(*page_);
 }
 
 void ShmGroup::fail(const Error& error) {
-  report(error);
+  if (report(error)) log(LogLevel::warning, "FAULT", error.what());
   throw fault_error(*page_);
 }
 
@@ -395,10 +408,10 @@ void ShmGroup::on_peer_death(int peer) {
                 "store if this one served an earlier run.")
           : concat(inside ? "inside collective #" : "after collective #", entered,
                    ". Output buffers of unfinished calls are undefined. ", kCommunicatorLost);
-  report(
-      Error(ErrorKind::peer_lost,
-            concat("rank ", peer, " (pid ", pids_[static_cast<size_t>(peer)], ") of group '", name_, "' died ", where),
-            peer));
+  const Error error(
+      ErrorKind::peer_lost,
+      concat("rank ", peer, " (pid ", pids_[static_cast<size_t>(peer)], ") of group '", name_, "' died ", where), peer);
+  if (report(error)) log(LogLevel::warning, "FAULT", error.what());
 }
 
 }  // namespace ringcomm

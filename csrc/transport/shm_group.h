@@ -45,6 +45,8 @@ struct GroupConfig {
   uint32_t first_seq = 0;        // where the wrapping counters start, as format_*() wrote it; for tests
   // Called about every kInterruptCheck by a rank that waits long; throws to interrupt the wait.
   std::function<void()> check_interrupt;
+  // Called once, on a thread of the group's, within about a second of a failure, whichever rank noticed it.
+  std::function<void()> on_failure;
 };
 
 // A wait that check_interrupt ended. Not a std::exception: nobody may mistake it for a failed call.
@@ -110,9 +112,10 @@ class ShmGroup {
   uint32_t seq() const { return seq_; }
   // Records a failure for all ranks (the first one wins) and throws the one that won.
   [[noreturn]] void fail(const Error& error);
-  // The same without throwing; any thread.
-  void report(const Error& error);
+  // The same without throwing; any thread. Whether this one won.
+  bool report(const Error& error);
   void throw_if_failed() const;
+  bool has_failed() const;
   // Records for all ranks that check_interrupt threw `error`; any thread. `where` follows "interrupted".
   void report_interrupt(const std::exception& error, const std::string& where);
   // Tells the peers that this rank will not come back; they fail only if they wait for it.
