@@ -172,7 +172,7 @@ void bind_comm(py::module_& module) {
         const OpKind kind = checked<OpKind>(op, kNumOps, "operation id");
         const Tuning tuning(make_limits(limits), inline_bytes);
         const Choice choice = choose_algo(tuning, kind, num_bytes, world_size, has_codec, inline_bytes);
-        return py::make_tuple(algo_name(choice.algo), choice.reason,
+        return py::make_tuple(algo_name(choice.algo), choice.explanation(),
                               exact_wire_bytes(kind, choice.algo, num_bytes, world_size));
       },
       py::arg("op"), py::arg("num_bytes"), py::arg("world_size"), py::arg("has_codec"), py::arg("inline_bytes"),

@@ -347,6 +347,7 @@ void Communicator::finish_and_leave(const std::function<void()>& check_interrupt
     group.swap(group_);
   }
   group.reset();  // waits for a thread that may want the mutex
+  recorder_.leave();
   if (interrupt) throw Interrupted{interrupt};
 }
 

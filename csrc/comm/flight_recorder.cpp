@@ -90,8 +90,7 @@ struct FlightRecorder::Registry {
   const int pid = ::getpid();
   std::mutex mutex;
   std::vector<const FlightRecorder*> recorders;
-  std::map<int, std::shared_ptr<std::atomic<uint64_t>>> next_ids;  // by global rank
-  std::map<std::pair<int, std::string>, int> names;                // groups so far, by global rank and name
+  std::map<int, std::weak_ptr<std::atomic<uint64_t>>> next_ids;  // by global rank; begins anew after the last one
 };
 
 // A forked child begins anew: the parent's threads may have held the lock. Never destroyed: threads may
@@ -117,18 +116,30 @@ FlightRecorder::FlightRecorder(std::mutex& guard, FlightRecorderConfig config, i
       ring_(static_cast<size_t>(config.capacity)) {
   Registry& all = registry();
   std::lock_guard<std::mutex> lock(all.mutex);
-  auto& counter = all.next_ids[global_rank_];
-  if (!counter) counter = std::make_shared<std::atomic<uint64_t>>(0);
-  next_id_ = counter;
-  const int number = ++all.names[{global_rank_, name}];
-  label_ = number == 1 ? name : concat(name, " (", number, ")");
+  next_id_ = all.next_ids[global_rank_].lock();
+  if (!next_id_) all.next_ids[global_rank_] = next_id_ = std::make_shared<std::atomic<uint64_t>>(0);
+  const auto is_taken = [&](const std::string& label) {
+    return std::any_of(all.recorders.begin(), all.recorders.end(), [&](const FlightRecorder* other) {
+      return other->global_rank_ == global_rank_ && other->label_ == label;
+    });
+  };
+  label_ = name;
+  for (int number = 2; is_taken(label_); ++number) label_ = concat(name, " (", number, ")");
   all.recorders.push_back(this);
 }
 
-FlightRecorder::~FlightRecorder() {
+FlightRecorder::~FlightRecorder() { unregister(); }
+
+void FlightRecorder::unregister() {
   Registry& all = registry();
   std::lock_guard<std::mutex> lock(all.mutex);
   all.recorders.erase(std::remove(all.recorders.begin(), all.recorders.end(), this), all.recorders.end());
+}
+
+void FlightRecorder::leave() {
+  unregister();
+  std::lock_guard<std::mutex> lock(guard_);
+  next_id_ = std::make_shared<std::atomic<uint64_t>>(next_id_->load());
 }
 
 void FlightRecorder::add(const Collective& call, const Descriptor& descriptor, Clock::time_point now) {
@@ -191,7 +202,9 @@ void FlightRecorder::dump(const std::string& path) const {
   std::lock_guard<std::mutex> lock(all.mutex);
   std::vector<Group> groups;
   uint64_t first_id = 0;
-  for (const FlightRecorder* recorder : all.recorders) {
+  std::vector<const FlightRecorder*> recorders = all.recorders;
+  if (std::find(recorders.begin(), recorders.end(), this) == recorders.end()) recorders.push_back(this);
+  for (const FlightRecorder* recorder : recorders) {
     if (recorder->global_rank_ != global_rank_) continue;
     groups.push_back({recorder, recorder->records()});
     first_id = std::max(first_id, recorder->oldest_id(groups.back().records));

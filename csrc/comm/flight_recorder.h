@@ -22,7 +22,7 @@ namespace ringcomm {
 struct FlightRecord {
   enum class State : uint8_t { scheduled, started, completed, failed };
 
-  uint64_t id = 0;   // counts the calls of this rank in this process, from 0
+  uint64_t id = 0;   // counts the calls of this rank in this process, over all communicators
   uint32_t seq = 0;  // number of the call in its group: the "#17" of errors
   State state = State::scheduled;
   Descriptor descriptor;
@@ -47,11 +47,13 @@ class FlightRecorder {
  public:
   using Clock = std::chrono::steady_clock;
 
-  // guard: held by whoever calls add(), start() and finish(); taken by the others. Outlives this.
+  // guard: held by whoever calls add(), start() and finish(); taken by all others. Outlives this.
   FlightRecorder(std::mutex& guard, FlightRecorderConfig config, int rank, const std::string& name, double timeout_s,
                  uint32_t first_seq);
   ~FlightRecorder();
   FlightRecorder(const FlightRecorder&) = delete;
+  // Its communicator is closed: no other one dumps it any more.
+  void leave();
 
   // Calls start in the order in which they were added, and one ends before the next starts.
   void add(const Collective& call, const Descriptor& descriptor, Clock::time_point now);
@@ -61,7 +63,7 @@ class FlightRecorder {
   // Oldest first.
   std::vector<FlightRecord> records() const;
 
-  // Writes what all communicators of this rank in this process did last. Throws Error (system).
+  // Writes what all open communicators of this rank in this process, and this one, did last. Throws Error (system).
   void dump(const std::string& path) const;
   // Writes the configured file, if any, and says so in the log. Never throws. `again`: also if it was
   // written before.
@@ -71,6 +73,7 @@ class FlightRecorder {
  private:
   struct Registry;
   static Registry& registry();
+  void unregister();
   FlightRecord* at(uint64_t number);
   uint64_t oldest_id(const std::vector<FlightRecord>& records) const;
 
@@ -79,7 +82,7 @@ class FlightRecorder {
   const std::vector<int> global_ranks_;
   const int global_rank_;
   const double timeout_s_;
-  std::string label_;  // the group's name, numbered if this process had one of that name before
+  std::string label_;  // the group's name, numbered if this process has another one of that name
   uint32_t next_seq_;
   std::shared_ptr<std::atomic<uint64_t>> next_id_;  // shared by the communicators of this rank in this process
   std::vector<FlightRecord> ring_;

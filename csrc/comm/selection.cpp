@@ -80,10 +80,13 @@ Choice choose_algo(const Tuning& tuning, OpKind op, int64_t num_bytes, int world
       if (bytes > (tuned ? tuning.limit(op) : rule.max_bytes)) continue;
       if (inline_payload_bytes(op, num_bytes, world_size) > inline_bytes) continue;
     }
-    if (!tuned) return {rule.algo, rule.reason};
-    return {rule.algo, concat(rule.reason, "; measured here: one_shot up to ", tuning.limit(op), " bytes")};
+    return {rule.algo, rule.reason, tuning.limit(op)};
   }
   RC_FAIL(usage, "no algorithm for ", op_name(op));
+}
+
+std::string Choice::explanation() const {
+  return tuned_limit < 0 ? reason : concat(reason, "; one_shot up to ", tuned_limit, " bytes, measured by tune");
 }
 
 void check_algo(Algo algo, OpKind op, int64_t num_bytes, int world_size, bool has_codec, int64_t inline_bytes) {

@@ -28,7 +28,10 @@ class Tuning {
 
 struct Choice {
   Algo algo;
-  std::string reason;
+  const char* reason;
+  int64_t tuned_limit = -1;  // of one_shot, if it was measured
+
+  std::string explanation() const;
 };
 
 // inline_bytes: what fits beside a flag (ShmGroup::inline_bytes). In a gather, scatter or all_to_all
