@@ -760,7 +760,8 @@ class Communicator:
             limit = one_shot_limit(op, n, self._core.inline_bytes, self._limits)
             limits.setdefault(limit, []).append(op)
         thresholds = ", ".join(
-            f"{limit} bytes ({'/'.join(ops)})" for limit, ops in sorted(limits.items())
+            f"{limit} bytes ({'/'.join(ops)})"
+            for limit, ops in sorted(limits.items(), reverse=True)
         )
         return (
             f"group '{self.name}': rank {self.rank} of {n}, shared memory, "

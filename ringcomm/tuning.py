@@ -73,7 +73,9 @@ def limits_for(world_size: int) -> Limits:
         env.logger("TUNE").warning(
             "the tuning table cannot be used (%s); the built-in limits hold. Run `python -m ringcomm.tune`, or set "
             "RINGCOMM_TUNING=off",
-            problem if isinstance(problem, UsageError) or chosen is None else f"{chosen}: {problem}",
+            problem
+            if isinstance(problem, UsageError) or chosen is None
+            else f"{chosen}: {problem}",
         )
         return []
     limits = []
