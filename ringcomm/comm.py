@@ -38,7 +38,7 @@ from ringcomm.machine import usable_cores
 from ringcomm.plan import Plan, choose, one_shot_limit
 from ringcomm.rendezvous import rendezvous
 from ringcomm.store import Store, TCPStore
-from ringcomm.tuning import limits_for
+from ringcomm.tuning import Limits, limits_for
 
 __all__ = ["Communicator", "Work", "connect"]
 
@@ -766,7 +766,7 @@ class Communicator:
         return (
             f"group '{self.name}': rank {self.rank} of {n}, shared memory, "
             f"{_NUM_BUFFERS} x {self._buffer_bytes // 1024} KiB staging, {_core.simd_level()} kernels; "
-            f"{'waits spin' if n <= cores else 'waits give their core away'}: {n} ranks on {cores} cores; "
+            f"{n} ranks on {cores} cores{'' if n <= cores else ' (they take turns)'}; "
             f"one_shot up to {thresholds}, {'measured by tune' if self._limits else 'built-in limits'}; "
             f"deadline {self.timeout:g} s"
         )
@@ -794,12 +794,14 @@ def connect(
     first_seq: int = 0,
     num_cores: int | None = None,
     global_rank: int | None = None,
+    limits: Limits | None = None,
 ) -> Communicator:
     """Meets the other ranks through ``store`` and makes the communicator; collective.
 
     Args:
         num_cores: How many processors these ranks share; None: all that this process may use.
         global_rank: Of this process in the job, for the flight recorder; None: ``rank``.
+        limits: Of one_shot, rank 0's for all; None: what :mod:`ringcomm.tuning` finds.
         store, rank, world_size, prefix, name, timeout, buffer_bytes, first_seq: as
             :func:`ringcomm.rendezvous.rendezvous`, whose errors it raises.
     """
@@ -813,7 +815,7 @@ def connect(
         buffer_bytes=buffer_bytes,
         first_seq=first_seq,
         global_rank=global_rank,
-        limits=limits_for(world_size) if rank == 0 else None,
+        limits=limits_for(world_size) if limits is None and rank == 0 else limits,
     ) as endpoints:
         return Communicator(
             endpoints,

@@ -1,8 +1,5 @@
 #include "transport/shm_group.h"
 
-#include <linux/futex.h>
-#include <sched.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,34 +12,6 @@ namespace ringcomm {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-// Spinning answers in well under a microsecond; sleeping costs tens. With a core per rank a waiter
-// spins for roughly 100 us before it sleeps; with fewer it gives its core away almost at once.
-constexpr int kSpinRounds = 4000;
-constexpr int kSpinRoundsOversubscribed = 40;
-constexpr int kYieldRoundsOversubscribed = 20;
-constexpr int kRoundsPerCheck = 64;
-// Upper bound of one sleep: a fault that is set between the check and the sleep is seen this late.
-constexpr std::chrono::milliseconds kMaxSleep{20};
-
-void relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
-
-void futex_wait(std::atomic<uint32_t>& word, uint32_t expected, std::chrono::nanoseconds at_most) {
-  timespec time;
-  time.tv_sec = at_most.count() / 1000000000;
-  time.tv_nsec = at_most.count() % 1000000000;
-  ::syscall(SYS_futex, &word, FUTEX_WAIT, expected, &time, nullptr, 0);
-}
-
-void futex_wake_all(std::atomic<uint32_t>& word) {
-  ::syscall(SYS_futex, &word, FUTEX_WAKE, INT32_MAX, nullptr, nullptr, 0);
-}
 
 }  // namespace
 
@@ -78,8 +47,6 @@ ShmGroup::ShmGroup(const GroupConfig& config)
       pids_(config.pids),
       first_seq_(config.first_seq),
       check_interrupt_(config.check_interrupt),
-      spin_rounds_(config.world_size <= config.num_cores ? kSpinRounds : kSpinRoundsOversubscribed),
-      yield_rounds_(config.world_size <= config.num_cores ? 0 : kYieldRoundsOversubscribed),
       control_(config.control_fd, control_bytes(config.world_size)),
       seq_(config.first_seq),
       step_base_(config.first_seq),
@@ -229,15 +196,7 @@ void ShmGroup::wait_flag(Flag& flag, uint32_t target, int peer) {
 
 void ShmGroup::wait_flag_slowly(Flag& flag, uint32_t target, int peer) {
   const auto arrived = [&] { return reached(flag.value.load(std::memory_order_acquire), target); };
-  for (int round = 1; round <= spin_rounds_; ++round) {
-    relax();
-    if (arrived()) return;
-    if (round % kRoundsPerCheck == 0) throw_if_failed();
-  }
-  for (int round = 0; round < yield_rounds_; ++round) {
-    ::sched_yield();
-    if (arrived()) return;
-  }
+  if (spin_wait_(arrived, [this] { throw_if_failed(); })) return;
   if (!deadline_set_) {
     deadline_ = Clock::now() + timeout();
     interrupt_check_due_ = Clock::now() + kInterruptCheck;

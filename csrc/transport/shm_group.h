@@ -27,6 +27,7 @@
 #include "transport/liveness.h"
 #include "transport/segment.h"
 #include "transport/staging_writer.h"
+#include "transport/waiting.h"
 #include "wire/shared_layout.h"
 
 namespace ringcomm {
@@ -151,8 +152,7 @@ class ShmGroup {
   const std::vector<int> pids_;
   const uint32_t first_seq_;
   const std::function<void()> check_interrupt_;
-  int spin_rounds_;
-  int yield_rounds_;
+  SpinWait spin_wait_;
   Mapping control_;
   ControlPage* page_ = nullptr;
   std::vector<Mapping> slabs_;
