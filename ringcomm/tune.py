@@ -323,8 +323,9 @@ def main(arguments: list[str] | None = None) -> int:
         if options.rank[0] == "0":
             print(json.dumps(rows))
         return 0
-    print(f"{cpu_model()}, {usable_cores()} cores, {_core.simd_level()} kernels", flush=True)
     try:
+        path = None if options.dry_run else _output(options.output)
+        print(f"{cpu_model()}, {usable_cores()} cores, {_core.simd_level()} kernels", flush=True)
         decisions = tune(
             options.world_sizes,
             options.seconds,
@@ -332,12 +333,11 @@ def main(arguments: list[str] | None = None) -> int:
             lambda line: print(line, flush=True),
         )
         print(report(decisions))
-        if options.dry_run:
+        if path is None:
             return 0
         table: dict[str, dict[int, int]] = {}
         for decision in decisions:
             table.setdefault(decision.row, {})[decision.world_size] = decision.limit
-        path = _output(options.output)
         tuning.save(path, table)
     except RingcommError as error:
         print(f"ringcomm.tune: {error}", file=sys.stderr)

@@ -68,14 +68,15 @@ def limits_for(world_size: int) -> Limits:
         path = default_path() if chosen is None else Path(chosen)
         if chosen is None and not path.exists():
             return []
-        table = parse(path.read_text())
-    except (OSError, RuntimeError, ValueError) as problem:  # RuntimeError: no home
+        try:
+            table = parse(path.read_text())
+        except ValueError as problem:  # UsageError, or not UTF-8
+            raise UsageError(f"{path}: {problem}") from problem
+    except (OSError, RuntimeError) as problem:  # RuntimeError: also where there is no home folder
         env.logger("TUNE").warning(
             "the tuning table cannot be used (%s); the built-in limits hold. Run `python -m ringcomm.tune`, or set "
             "RINGCOMM_TUNING=off",
-            problem
-            if isinstance(problem, UsageError) or chosen is None
-            else f"{chosen}: {problem}",
+            problem,
         )
         return []
     limits = []
