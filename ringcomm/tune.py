@@ -67,39 +67,57 @@ class Decision:
 
 
 def decide(
-    row: str,
-    world_size: int,
-    built_in: int,
-    times: dict[int, tuple[float, float]],
-    at_most: int,
-) -> Decision:
-    """The best switch point.
+    row: str, built_in: dict[int, int], times: dict[int, dict[int, tuple[float, float]]]
+) -> list[Decision]:
+    """The best switch points of one operation; a larger world never gets a higher one.
 
     Args:
-        built_in: The limit without measurements.
-        times: By size in bytes: seconds of a call as one_shot, and as the other algorithm.
-        at_most: The limit of smaller worlds; a larger one never has a higher limit.
+        built_in: By world size: the limit without measurements, in bytes.
+        times: By world size and size in bytes: seconds of a call as one_shot, and as the other algorithm.
     """
-    sizes = sorted(times)
-    log_ratio = {size: math.log(times[size][0] / times[size][1]) for size in sizes}
+    worlds = sorted(times)
+    log_ratios = {
+        n: {size: math.log(one_shot / other) for size, (one_shot, other) in times[n].items()}
+        for n in worlds
+    }
+    candidates = sorted({0, *built_in.values(), *(size for n in worlds for size in times[n])})
 
-    def cost(limit: int) -> float:  # of one_shot up to the limit against the other one everywhere
-        return sum(log_ratio[size] for size in sizes if size <= limit)
+    def cost(
+        n: int, limit: int
+    ) -> float:  # of one_shot up to the limit against the other one everywhere
+        return sum(ratio for size, ratio in log_ratios[n].items() if size <= limit)
 
-    start = min(built_in, at_most)
-    best = min((limit for limit in [0, *sizes] if limit <= at_most), key=cost)
-    changed = [size for size in sizes if min(start, best) < size <= max(start, best)]
-    saved = (cost(start) - cost(best)) / len(changed) if changed else 0.0
-    if saved < _WORTH:
-        return Decision(row, world_size, built_in, start, 1.0)
-    return Decision(row, world_size, built_in, best, math.exp(saved))
+    # By the limit of the smaller worlds seen so far: the least cost, and the limits.
+    best: dict[int, tuple[float, list[int]]] = {candidates[-1]: (0.0, [])}
+    for n in worlds:
+        best = {
+            limit: min(
+                (total + cost(n, limit), [*limits, limit])
+                for before, (total, limits) in best.items()
+                if before >= limit
+            )
+            for limit in candidates
+        }
+    limits = dict(zip(worlds, min(best.values())[1], strict=True))
+
+    def gain(n: int) -> float:
+        between = sorted((built_in[n], limits[n]))
+        changed = [size for size in times[n] if between[0] < size <= between[1]]
+        return math.exp((cost(n, built_in[n]) - cost(n, limits[n])) / max(1, len(changed)))
+
+    for n in worlds:
+        others = [limits[m] for m in worlds if m < n] or [candidates[-1]]
+        above, below = min(others), max((limits[m] for m in worlds if m > n), default=0)
+        if gain(n) < 1 + _WORTH and below <= built_in[n] <= above:
+            limits[n] = built_in[n]
+    return [Decision(row, n, built_in[n], limits[n], gain(n)) for n in worlds]
 
 
 def report(decisions: list[Decision]) -> str:
     """A table for people."""
     lines = [f"{'operation':<15} {'ranks':>5} {'built-in':>9} {'measured':>9}  faster between them"]
     for d in decisions:
-        what = f"{d.gain:.2f} x" if d.gain > 1 else "(the same)"
+        what = "(the same)" if d.limit == d.built_in else f"{d.gain:.2f} x"
         lines.append(
             f"{d.row:<15} {d.world_size:>5} {_in_kib(d.built_in):>9} {_in_kib(d.limit):>9}  {what}"
         )
@@ -107,7 +125,7 @@ def report(decisions: list[Decision]) -> str:
 
 
 def _in_kib(num_bytes: int) -> str:
-    return f"{num_bytes / _KIB:g} KiB"
+    return f"{num_bytes / _KIB:.1f} KiB"
 
 
 # ---- one rank ------------------------------------------------------------------------------------
@@ -260,20 +278,18 @@ def measure(world_size: int, seconds: float, sizes: list[int]) -> dict[str, dict
 def tune(
     world_sizes: list[int], seconds: float, sizes: list[int], say: Callable[[str], None]
 ) -> list[Decision]:
-    """Measures and decides for every world size, the smallest first."""
-    at_most = dict.fromkeys(tuning.OPS, _core.INLINE_BYTES)
-    decisions: list[Decision] = []
-    for world_size in sorted(world_sizes):
+    """Measures every world size, then decides."""
+    built_in: dict[str, dict[int, int]] = {}
+    times: dict[str, dict[int, Any]] = {}
+    for world_size in sorted(set(world_sizes)):
         say(f"measuring {world_size} ranks for {seconds / len(world_sizes):.0f} s")
-        found = measure(world_size, seconds / len(world_sizes), sizes)
-        for row, times in found.items():
-            built_in = one_shot_limit(tuning.OPS[row][-1], world_size, _core.INLINE_BYTES)
-            if row == "exchange":  # the limit counts what goes to others
-                built_in = built_in - built_in // world_size
-            decision = decide(row, world_size, built_in, times, at_most[row])
-            at_most[row] = decision.limit
-            decisions.append(decision)
-    return sorted(decisions, key=lambda d: (list(tuning.OPS).index(d.row), d.world_size))
+        for row, found in measure(world_size, seconds / len(world_sizes), sizes).items():
+            limit = one_shot_limit(tuning.OPS[row][-1], world_size, _core.INLINE_BYTES)
+            if row == "exchange":  # its limit counts what goes to others
+                limit -= limit // world_size
+            built_in.setdefault(row, {})[world_size] = limit
+            times.setdefault(row, {})[world_size] = found
+    return [decision for row in times for decision in decide(row, built_in[row], times[row])]
 
 
 def _default_world_sizes() -> list[int]:

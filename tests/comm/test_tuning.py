@@ -203,26 +203,52 @@ def test_a_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 SIZES = (1000, 2000, 4000, 8000)
 
 
+Ratios = tuple[float, ...]
+
+
+def times_of(*by_world: Ratios) -> dict[int, dict[int, tuple[float, float]]]:
+    """What measuring 2, 4, ... ranks found: one_shot takes so many times as long as the other."""
+    return {
+        2 * (number + 1): {
+            size: (1e-5 * ratio, 1e-5) for size, ratio in zip(SIZES, ratios, strict=True)
+        }
+        for number, ratios in enumerate(by_world)
+    }
+
+
 @pytest.mark.parametrize(
-    ("ratios", "built_in", "at_most", "limit", "gain"),
+    ("ratios", "built_in", "limit", "gain"),
     [
-        ((0.5, 0.8, 1.25, 2.0), 8000, 32768, 2000, (1.25 * 2.0) ** 0.5),  # goes down
-        ((0.5, 0.8, 0.9, 2.0), 1000, 32768, 4000, (0.8 * 0.9) ** -0.5),  # goes up
-        ((0.5, 0.8, 1.25, 2.0), 2000, 32768, 2000, 1.0),  # is right
-        ((2.0, 2.0, 2.0, 2.0), 4000, 32768, 0, 2.0),  # one_shot never pays
-        ((0.5, 1.05, 0.5, 2.0), 8000, 32768, 4000, 2.0),  # noise at one size
-        ((0.99, 1.01, 1.01, 1.0), 8000, 32768, 8000, 1.0),  # not worth it
-        ((0.5, 0.5, 0.5, 0.5), 1000, 2000, 2000, 2.0),  # no more than smaller worlds
-        ((0.5, 0.5, 0.5, 0.5), 8000, 2000, 2000, 1.0),
+        ((0.5, 0.8, 1.25, 2.0), 8000, 2000, (1.25 * 2.0) ** 0.5),  # goes down
+        ((0.5, 0.8, 0.9, 2.0), 1000, 4000, (0.8 * 0.9) ** -0.5),  # goes up
+        ((0.5, 0.8, 1.25, 2.0), 2000, 2000, 1.0),  # is right
+        ((2.0, 2.0, 2.0, 2.0), 4000, 0, 2.0),  # one_shot never pays
+        ((0.5, 1.05, 0.5, 2.0), 8000, 4000, 2.0),  # noise at one size
+        ((0.99, 1.01, 1.01, 1.0), 8000, 8000, 1.0),  # not worth it
     ],
 )
 def test_the_switch_point_is_where_the_least_time_is_lost(
-    ratios: tuple[float, ...], built_in: int, at_most: int, limit: int, gain: float
+    ratios: Ratios, built_in: int, limit: int, gain: float
 ) -> None:
-    times = {size: (1e-5 * ratio, 1e-5) for size, ratio in zip(SIZES, ratios, strict=True)}
-    decision = tune.decide("reduce", 2, built_in, times, at_most)
+    (decision,) = tune.decide("reduce", {2: built_in}, times_of(ratios))
     assert decision.limit == limit
     assert decision.gain == pytest.approx(gain)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "limits"),
+    [
+        ((0.5, 0.5, 0.5, 2.0), (0.5, 2.0, 2.0, 2.0), [4000, 1000]),  # each its own
+        ((0.5, 1.1, 1.1, 1.1), (0.1, 0.1, 0.1, 0.1), [8000, 8000]),  # the second matters more
+        ((0.5, 9.0, 9.0, 9.0), (0.5, 0.9, 0.9, 0.9), [1000, 1000]),  # the first does
+        ((1.0, 1.0, 1.0, 1.0), (1.0, 1.0, 1.0, 1.0), [4000, 2000]),  # built in
+    ],
+)
+def test_a_larger_world_never_gets_a_higher_limit(
+    first: Ratios, second: Ratios, limits: list[int]
+) -> None:
+    decisions = tune.decide("reduce", {2: 4000, 4: 2000}, times_of(first, second))
+    assert [decision.limit for decision in decisions] == limits
 
 
 def run_command(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
