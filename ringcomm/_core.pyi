@@ -4,7 +4,7 @@ Pointers are addresses as integers; dtypes, operators, codecs and algorithms are
 tables below. Nothing here checks that an address is valid: the Python modules on top do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 # -- kernels --
@@ -72,6 +72,7 @@ def array_struct_view(capsule: Any) -> tuple[int, int]: ...
 OPS: dict[str, int]
 ALGOS: dict[str, int]
 MAX_RANKS: int
+INLINE_BYTES: int
 SHARED_LAYOUT_VERSION: int
 
 def control_bytes(world_size: int) -> int: ...
@@ -83,7 +84,13 @@ def format_staging(
     staging_fd: int, buffer_bytes: int, world_size: int, first_seq: int = 0
 ) -> None: ...
 def choose_algo(
-    op: int, num_bytes: int, world_size: int, has_codec: bool, symmetric: bool, inline_bytes: int
+    op: int,
+    num_bytes: int,
+    world_size: int,
+    has_codec: bool,
+    symmetric: bool,
+    inline_bytes: int,
+    one_shot_limits: Sequence[tuple[int, int]] = ...,
 ) -> tuple[str, str, int]: ...
 def exchange_layout(
     send_counts: Sequence[int], elem_bytes: int, rank: int, inline_bytes: int, buffer_bytes: int
@@ -114,6 +121,10 @@ class Communicator:
         pidfds: Sequence[int],
         pids: Sequence[int],
         first_seq: int = 0,
+        recorder_calls: int = 256,
+        recorder_file: str = "",
+        global_ranks: Sequence[int] = ...,
+        one_shot_limits: Sequence[tuple[int, int]] = ...,
     ) -> None: ...
     @property
     def rank(self) -> int: ...
@@ -167,6 +178,8 @@ class Communicator:
     def map_symmetric(self, num_bytes: int, fds: Sequence[int]) -> SymmetricRegion: ...
     def reset_stats(self) -> None: ...
     def c_handle(self) -> Any: ...
+    def flight_recorder(self) -> list[dict[str, Any]]: ...
+    def dump_flight_recorder(self, path: str) -> None: ...
     def abort(self, reason: str) -> None: ...
     def close(self) -> None: ...
 
@@ -178,6 +191,7 @@ def c_table() -> Any: ...
 
 # -- this machine --
 
+def set_log_sink(sink: Callable[[int, str, str], None], level: int) -> None: ...
 def simd_level() -> str: ...
 def best_simd_level() -> str: ...
 def set_simd_level(name: str) -> None: ...

@@ -102,18 +102,11 @@ def init(
         timeout=seconds,
         buffer_bytes=buffer_bytes,
         first_seq=_first_seq,
+        global_rank=env.rank_info().rank,
     )
     if store is not None and store in _group_stores:  # every rank has read it
         _group_stores.remove(store)
         store.close()
-    env.logger().info(
-        "group '%s': rank %d of %d, shared memory, %s kernels, deadline %g s",
-        name,
-        rank,
-        world_size,
-        _core.simd_level(),
-        seconds,
-    )
     return comm
 
 

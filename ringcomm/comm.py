@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import logging
 import os
 import threading
 import weakref
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ringcomm import _core
+from ringcomm import _core, env
 from ringcomm.arguments import (
     PREMUL_SUM,
     Parts,
@@ -36,11 +37,13 @@ from ringcomm.codecs import Codec
 from ringcomm.codecs import codec as parse_codec
 from ringcomm.descriptors import Endpoints
 from ringcomm.errors import AbortedError, UsageError
+from ringcomm.machine import usable_cores
 from ringcomm.meeting import store_among
-from ringcomm.plan import Plan, choose
+from ringcomm.plan import Plan, choose, one_shot_limit
 from ringcomm.rendezvous import rendezvous
 from ringcomm.store import Store
 from ringcomm.symmetric import allocate
+from ringcomm.tuning import Limits, limits_for
 from ringcomm.work import RecvWork, Work
 
 __all__ = ["Communicator", "connect"]
@@ -50,6 +53,8 @@ _REDUCE_OPS: dict[str, int] = _core.REDUCE_OPS
 _PLAIN_REDUCE_OPS = {name: op for name, op in _REDUCE_OPS.items() if name != PREMUL_SUM}
 _ALGOS: dict[str | None, int] = {None: -1} | dict(_core.ALGOS.items())
 _ALL_REDUCE = _OPS["all_reduce"]
+_NUM_BUFFERS = 4  # of staging memory, of a rank
+_RECORDER_CALLS = 256
 _MAX_TAG = 2**31 - 1
 _MIN_MESSAGES = 16
 
@@ -90,13 +95,16 @@ class Communicator:
         first_seq: int = 0,
         num_cores: int | None = None,
     ) -> None:
+        _core.set_log_sink(_log, env.logger().getEffectiveLevel())
         self.rank = rank
         self.world_size = len(endpoints.pids)
         self.name = name
         self.timeout = timeout
         self._buffer_bytes = buffer_bytes
         self._first_seq = first_seq
-        self._num_cores = len(os.sched_getaffinity(0)) if num_cores is None else num_cores
+        self._num_cores = usable_cores() if num_cores is None else num_cores
+        self._limits = endpoints.limits
+        self._global_rank = endpoints.global_ranks[rank]
         self._core = _core.Communicator(
             rank=rank,
             world_size=self.world_size,
@@ -109,6 +117,10 @@ class Communicator:
             pidfds=endpoints.pidfds,
             pids=endpoints.pids,
             first_seq=first_seq,
+            recorder_calls=_recorder_calls(),
+            recorder_file=_recorder_file(self._global_rank),
+            global_ranks=endpoints.global_ranks,
+            one_shot_limits=endpoints.limits,
         )
         self._collective = self._core.collective
         self._encoded_calls = 0  # the step of stochastic rounding
@@ -118,6 +130,8 @@ class Communicator:
         self._messages_limit = _MIN_MESSAGES
         self._pending_lock = threading.Lock()
         _open.add(self)
+        if env.logger("INIT").isEnabledFor(logging.INFO):
+            env.logger("INIT").info("%s", self._start_line())
 
     # -- collectives --
 
@@ -586,6 +600,7 @@ class Communicator:
                 buffer_bytes=self._buffer_bytes,
                 first_seq=self._first_seq,
                 num_cores=max(1, self._num_cores * len(members) // self.world_size),
+                global_rank=self._global_rank,
             )
 
     # -- memory --
@@ -699,7 +714,15 @@ class Communicator:
             symmetric: The array is one of :meth:`empty`.
         """
         compress = parse_codec("none" if codec is None else codec)
-        return choose(op, num_bytes, self.world_size, compress, self._core.inline_bytes, symmetric)
+        return choose(
+            op,
+            num_bytes,
+            self.world_size,
+            compress,
+            self._core.inline_bytes,
+            self._limits,
+            symmetric,
+        )
 
     def owned(self, num_elems: int) -> list[tuple[int, int]]:
         """The parts of an array whose sums this rank encodes in an ``all_reduce`` with a codec.
@@ -725,6 +748,32 @@ class Communicator:
     def reset_stats(self) -> None:
         """Sets all counters to zero."""
         self._core.reset_stats()
+
+    def flight_recorder(self) -> list[dict[str, Any]]:
+        """The last calls, oldest first: as many as ``RINGCOMM_FLIGHT_RECORDER`` says (256).
+
+        Returns:
+            A dict per call: ``id`` (counts the calls of this rank in this process), ``seq`` (the "#17"
+            of errors), ``op``, ``state`` (``scheduled``, ``started``, ``completed`` or ``failed``),
+            ``dtype``, ``count`` (elements), ``reduce_op``, ``algo``, ``codec``, ``root``, ``tag``, and
+            ``created_ns``, ``started_ns``, ``ended_ns`` (CLOCK_MONOTONIC). None where there is nothing
+            to say.
+        """
+        return self._core.flight_recorder()
+
+    def dump_flight_recorder(self, path: str | os.PathLike[str]) -> None:
+        """Writes what all communicators of this process did last, in torch's flight recorder format.
+
+        ``torchfrtrace`` compares such files of all ranks. With ``RINGCOMM_FLIGHT_RECORDER_FILE`` set,
+        every rank writes one by itself when a communicator is lost.
+
+        Args:
+            path: Of the file. ``torchfrtrace`` expects a common prefix and then the rank.
+
+        Raises:
+            SystemResourceError: it cannot be written.
+        """
+        self._core.dump_flight_recorder(os.fspath(path))
 
     # -- the end --
 
@@ -852,6 +901,27 @@ class Communicator:
         if not 0 <= tag <= _MAX_TAG:
             raise UsageError(f"the tag of a message must be 0 to {_MAX_TAG}, not {tag}")
 
+    def _start_line(self) -> str:
+        """What was chosen for this communicator, and why, in one line for people."""
+        n, cores = self.world_size, self._num_cores
+        if n == 1:
+            return f"group '{self.name}': a single rank has nobody to talk to"
+        limits: dict[int, list[str]] = {}
+        for op in ("all_reduce", "reduce", "broadcast", "all_gather", "reduce_scatter"):
+            limit = one_shot_limit(op, n, self._core.inline_bytes, self._limits)
+            limits.setdefault(limit, []).append(op)
+        thresholds = ", ".join(
+            f"{limit} bytes ({'/'.join(ops)})"
+            for limit, ops in sorted(limits.items(), reverse=True)
+        )
+        return (
+            f"group '{self.name}': rank {self.rank} of {n}, shared memory, "
+            f"{_NUM_BUFFERS} x {self._buffer_bytes // 1024} KiB staging, {_core.simd_level()} kernels; "
+            f"{n} ranks on {cores} cores{'' if n <= cores else ' (they take turns)'}; "
+            f"one_shot up to {thresholds}, {'measured by tune' if self._limits else 'built-in limits'}; "
+            f"deadline {self.timeout:g} s"
+        )
+
     def _interrupted(self, error: BaseException) -> None:
         with contextlib.suppress(AbortedError):  # closed already
             self._core.abort(
@@ -874,11 +944,15 @@ def connect(
     buffer_bytes: int,
     first_seq: int = 0,
     num_cores: int | None = None,
+    global_rank: int | None = None,
+    limits: Limits | None = None,
 ) -> Communicator:
     """Meets the other ranks through ``store`` and makes the communicator; collective.
 
     Args:
         num_cores: How many processors these ranks share; None: all that this process may use.
+        global_rank: Of this process in the job, for the flight recorder; None: ``rank``.
+        limits: Of one_shot, rank 0's for all; None: what :mod:`ringcomm.tuning` finds.
         store, rank, world_size, prefix, name, timeout, buffer_bytes, first_seq: as
             :func:`ringcomm.rendezvous.rendezvous`, whose errors it raises.
     """
@@ -891,6 +965,8 @@ def connect(
         timeout=timeout,
         buffer_bytes=buffer_bytes,
         first_seq=first_seq,
+        global_rank=global_rank,
+        limits=limits_for(world_size) if limits is None and rank == 0 else limits,
     ) as endpoints:
         return Communicator(
             endpoints,
@@ -901,6 +977,21 @@ def connect(
             first_seq=first_seq,
             num_cores=num_cores,
         )
+
+
+def _log(level: int, subsystem: str, message: str) -> None:
+    """Where the core's messages go."""
+    env.logger(subsystem).log(level, "%s", message)
+
+
+def _recorder_calls() -> int:
+    own, of_torch = env.get("RINGCOMM_FLIGHT_RECORDER"), env.get("TORCH_FR_BUFFER_SIZE")
+    return next((number for number in (own, of_torch) if number is not None), _RECORDER_CALLS)
+
+
+def _recorder_file(global_rank: int) -> str:
+    prefix = env.get("RINGCOMM_FLIGHT_RECORDER_FILE") or env.get("TORCH_FR_DUMP_TEMP_FILE")
+    return f"{prefix}{global_rank}" if prefix else ""
 
 
 _open: "weakref.WeakSet[Communicator]" = weakref.WeakSet()

@@ -35,12 +35,14 @@ _FDS_PER_MESSAGE = 64  # the kernel takes 253
 
 @dataclass
 class Endpoints:
-    """Descriptors of a group's shared memory and processes. A context manager that closes them."""
+    """A group's shared memory, processes and settings. A context manager that closes descriptors."""
 
     control_fd: int
     staging_fds: list[int]
     pidfds: list[int]  # -1 where the kernel has no pidfd
     pids: list[int]
+    global_ranks: list[int] = field(default_factory=list)  # in the job, of every rank
+    limits: list[tuple[int, int]] = field(default_factory=list)  # rank 0's, see ringcomm.tuning
     _closed: bool = field(default=False, repr=False)
 
     def __enter__(self) -> "Endpoints":
@@ -119,11 +121,14 @@ def send_endpoints(connection: socket.socket, endpoints: Endpoints, deadline: fl
         BrokenPipeError, ConnectionResetError
     ):  # it died: its pidfd tells everyone
         for first in range(0, len(fds), _FDS_PER_MESSAGE):
-            send(
-                connection,
-                {"pids": endpoints.pids, "has_pidfd": has_pidfd, "num_fds": len(fds)},
-                fds[first : first + _FDS_PER_MESSAGE],
-            )
+            message = {
+                "pids": endpoints.pids,
+                "has_pidfd": has_pidfd,
+                "num_fds": len(fds),
+                "global_ranks": endpoints.global_ranks,
+                "limits": endpoints.limits,
+            }
+            send(connection, message, fds[first : first + _FDS_PER_MESSAGE])
 
 
 def receive_endpoints(connection: socket.socket) -> Endpoints:
@@ -147,4 +152,6 @@ def receive_endpoints(connection: socket.socket) -> Endpoints:
         fds[1 : 1 + world_size],
         [next(pidfds) if has else -1 for has in message["has_pidfd"]],
         message["pids"],
+        message["global_ranks"],
+        [(op, limit) for op, limit in message["limits"]],
     )

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, overload
 
@@ -116,6 +118,40 @@ VARIABLES: dict[str, Variable] = {
             choices=("WARN", "INFO", "TRACE"),
         ),
         Variable(
+            "RINGCOMM_DEBUG_SUBSYS",
+            "str",
+            None,
+            "which messages below WARN: INIT,COLL,FAULT,TUNE or ^COLL for all others (default: all)",
+        ),
+        Variable(
+            "RINGCOMM_DEBUG_FILE",
+            "str",
+            None,
+            "file for the messages instead; %h is the host's name, %p the process id",
+        ),
+        Variable(
+            "RINGCOMM_TUNING",
+            "str",
+            None,
+            "table of `python -m ringcomm.tune`: a path, or off (default: this machine's, in the user's cache)",
+        ),
+        Variable(
+            "RINGCOMM_FLIGHT_RECORDER",
+            "int",
+            None,
+            "how many calls per communicator the flight recorder keeps (default 256; 0: none)",
+            at_least=0,
+        ),
+        Variable(
+            "RINGCOMM_FLIGHT_RECORDER_FILE",
+            "str",
+            None,
+            "start of the file, ended by the rank, in which an error that loses the communicator leaves its last calls",
+        ),
+        # torch's names of the two above
+        Variable("TORCH_FR_BUFFER_SIZE", "int", None, "as RINGCOMM_FLIGHT_RECORDER", at_least=0),
+        Variable("TORCH_FR_DUMP_TEMP_FILE", "str", None, "as RINGCOMM_FLIGHT_RECORDER_FILE"),
+        Variable(
             "RINGCOMM_STAGING_KIB",
             "int",
             None,
@@ -187,12 +223,24 @@ def get(name: Literal["TORCHELASTIC_RESTART_COUNT"]) -> int: ...
 def get(name: Literal["RINGCOMM_DEBUG"]) -> str: ...
 @overload
 def get(
-    name: Literal["RINGCOMM_SIMD", "RINGCOMM_CACHE_DIR", "MASTER_ADDR", "TORCHELASTIC_RUN_ID"],
+    name: Literal[
+        "RINGCOMM_SIMD",
+        "RINGCOMM_CACHE_DIR",
+        "RINGCOMM_DEBUG_SUBSYS",
+        "RINGCOMM_DEBUG_FILE",
+        "RINGCOMM_TUNING",
+        "RINGCOMM_FLIGHT_RECORDER_FILE",
+        "TORCH_FR_DUMP_TEMP_FILE",
+        "MASTER_ADDR",
+        "TORCHELASTIC_RUN_ID",
+    ],
 ) -> str | None: ...
 @overload
 def get(
     name: Literal[
         "RINGCOMM_STAGING_KIB",
+        "RINGCOMM_FLIGHT_RECORDER",
+        "TORCH_FR_BUFFER_SIZE",
         "RANK",
         "WORLD_SIZE",
         "LOCAL_RANK",
@@ -266,11 +314,12 @@ logging.getLogger("ringcomm").addHandler(logging.NullHandler())
 _logger_is_set_up = False
 
 
-def logger() -> logging.Logger:
-    """The ``ringcomm`` logger.
+def logger(subsystem: str = "") -> logging.Logger:
+    """The ``ringcomm`` logger, or its child for messages of one subsystem (``"INIT"``).
 
     The first call (never the import) obeys ``RINGCOMM_DEBUG``: if it is set, messages go to standard
-    error as ``[rank3] ringcomm INFO: ...``. If it is not, the application's own logging decides.
+    error, or to ``RINGCOMM_DEBUG_FILE``, as ``[rank3] ringcomm INFO: ...``. If it is not, the
+    application's own logging decides.
     """
     global _logger_is_set_up
     log = logging.getLogger("ringcomm")
@@ -282,10 +331,39 @@ def logger() -> logging.Logger:
                 get("RINGCOMM_DEBUG")
             ]
             rank = rank_info().rank
-            handler = logging.StreamHandler()
+            handler = _log_handler()
             prefix = "" if rank is None else f"[rank{rank}] "
             handler.setFormatter(logging.Formatter(f"{prefix}ringcomm %(levelname)s: %(message)s"))
+            handler.addFilter(_subsystem_filter(get("RINGCOMM_DEBUG_SUBSYS")))
             log.addHandler(handler)
             log.setLevel(level)
             log.propagate = False
-    return log
+    return log.getChild(subsystem) if subsystem else log
+
+
+def _log_handler() -> logging.Handler:
+    path = get("RINGCOMM_DEBUG_FILE")
+    if path is None:
+        return logging.StreamHandler()
+    path = path.replace("%h", socket.gethostname()).replace("%p", str(os.getpid()))
+    try:
+        return logging.FileHandler(path)
+    except OSError as error:
+        raise UsageError(
+            f"environment variable RINGCOMM_DEBUG_FILE: cannot write {path}: {error}"
+        ) from error
+
+
+def _subsystem_filter(selection: str | None) -> Callable[[logging.LogRecord], bool]:
+    """What ``RINGCOMM_DEBUG_SUBSYS`` lets through: "INIT,COLL" these, "^COLL" all but this."""
+    names = [name.strip().upper() for name in (selection or "").split(",") if name.strip()]
+    excluded = {name[1:] for name in names if name.startswith("^")}
+    included = {name for name in names if not name.startswith("^")} - {"ALL"}
+
+    def passes(record: logging.LogRecord) -> bool:
+        subsystem = record.name.partition(".")[2]
+        if record.levelno >= logging.WARNING or not subsystem:
+            return True
+        return subsystem not in excluded and (not included or subsystem in included)
+
+    return passes

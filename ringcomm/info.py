@@ -22,6 +22,7 @@ from typing import Any
 from ringcomm import env
 from ringcomm._version import __version__
 from ringcomm.errors import RingcommError
+from ringcomm.machine import cpu_model, usable_cores
 
 __all__ = ["build_info", "collect", "main", "render", "variables_table"]
 
@@ -54,8 +55,8 @@ def collect() -> dict[str, dict[str, Any]]:
         },
         "machine": {
             "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-            "cpu": _cpu_model(),
-            "cores": f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}",
+            "cpu": cpu_model(),
+            "cores": f"{usable_cores()} usable of {os.cpu_count()}",
             "simd": _or_reason(_simd),
             "memfd": _or_reason(_memfd),
             "pidfd": _or_reason(_pidfd),
@@ -115,14 +116,6 @@ def _or_reason(probe: Callable[[], str]) -> str:
         return probe()
     except (ImportError, OSError, RingcommError) as error:
         return f"no: {error}"
-
-
-def _cpu_model() -> str:
-    try:
-        model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
-    except OSError:
-        model = None
-    return model[1] if model else platform.processor() or "unknown"
 
 
 def _simd() -> str:

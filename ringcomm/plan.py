@@ -1,12 +1,13 @@
 """What a collective will do, before it does it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ringcomm import _core
 from ringcomm.codecs import Codec
 from ringcomm.errors import UsageError
 
-__all__ = ["Plan", "choose"]
+__all__ = ["Plan", "choose", "one_shot_limit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ def choose(
     world_size: int,
     codec: Codec,
     inline_bytes: int,
+    limits: Sequence[tuple[int, int]] = (),
     symmetric: bool = False,
 ) -> Plan:
     """The plan of a call; a pure function, so it is the same on every rank.
@@ -55,6 +57,7 @@ def choose(
         num_bytes: Bytes of the caller's array on one rank (reduce_scatter, scatter: of its output).
         codec: Of an all_reduce; counts ``num_bytes / 4`` float32 values.
         inline_bytes: What fits beside a flag.
+        limits: Measured limits of one_shot, see :mod:`ringcomm.tuning`.
         symmetric: The array is in symmetric memory.
 
     Raises:
@@ -67,10 +70,28 @@ def choose(
     if world_size == 1:
         return Plan(op, num_bytes, 1, "copy", "none", 0, "a single rank has nobody to talk to")
     algo, reason, wire_bytes = _core.choose_algo(
-        _core.OPS[op], num_bytes, world_size, not codec.exact, symmetric, inline_bytes
+        _core.OPS[op], num_bytes, world_size, not codec.exact, symmetric, inline_bytes, limits
     )
     if not codec.exact:
         num_elems = num_bytes // 4
         both = codec.wire_bytes(num_elems) + codec.wire_bytes(num_elems, down=True)
         wire_bytes = -(-(world_size - 1) * both // world_size)
     return Plan(op, num_bytes, world_size, algo, codec.spec, wire_bytes, reason)
+
+
+def one_shot_limit(
+    op: str, world_size: int, inline_bytes: int, limits: Sequence[tuple[int, int]] = ()
+) -> int:
+    """The largest call, in bytes per rank, that ``one_shot`` runs; -1 if it runs none."""
+
+    def fits(num_bytes: int) -> bool:
+        plan = _core.choose_algo(
+            _core.OPS[op], num_bytes, world_size, False, False, inline_bytes, list(limits)
+        )
+        return plan[0] == "one_shot"
+
+    low, high = -1, 2 * inline_bytes  # fits, does not fit
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

@@ -34,6 +34,7 @@ from ringcomm.descriptors import (
     send_endpoints,
 )
 from ringcomm.store import Store, TCPStore, get_before
+from ringcomm.tuning import Limits
 
 __all__ = ["boot_id", "rendezvous"]
 
@@ -59,6 +60,8 @@ def rendezvous(
     buffer_bytes: int,
     first_seq: int = 0,
     segment_fd: int | None = None,
+    global_rank: int | None = None,
+    limits: Limits | None = None,
 ) -> Endpoints:
     """Meets the other ranks; collective. Blocks until all have come, at most ``timeout`` seconds.
 
@@ -69,6 +72,8 @@ def rendezvous(
         buffer_bytes: size of one staging buffer, the same on all ranks.
         segment_fd: what this rank shares instead of a staging segment, of ``buffer_bytes``; borrowed.
         first_seq: where the group's wrapping counters start, the same on all ranks; for tests.
+        global_rank: this process's rank in the job, for people; None: as in the group.
+        limits: rank 0's measured limits, for all ranks.
 
     Raises:
         UsageError: ranks are on several hosts, or disagree on versions or settings.
@@ -76,6 +81,7 @@ def rendezvous(
         SystemResourceError: no memory or descriptors. On every rank the same sentence.
     """
     meeting = _Meeting(store, rank, world_size, prefix, name, timeout, buffer_bytes, first_seq)
+    meeting.hello["global_rank"] = rank if global_rank is None else global_rank
     with contextlib.ExitStack() as cleanup:
         try:
             if segment_fd is None:
@@ -98,7 +104,7 @@ def rendezvous(
             cleanup.callback(os.close, pidfd)
         meeting.say_hello()
         if rank == 0:
-            return _Host(meeting).run(segment_fd, pidfd)
+            return _Host(meeting, limits).run(segment_fd, pidfd)
         return _Guest(meeting).run(segment_fd, pidfd)
 
 
@@ -215,8 +221,9 @@ def _is_gone(hello: Message) -> bool:
 
 
 class _Host:
-    def __init__(self, meeting: _Meeting) -> None:
+    def __init__(self, meeting: _Meeting, limits: Limits | None = None) -> None:
         self.meeting = meeting
+        self.limits = limits or []
         self.token = secrets.token_hex(16)
         self.hellos: dict[int, Message] = {0: meeting.hello}
         self.connections: dict[int, socket.socket] = {}
@@ -252,11 +259,14 @@ class _Host:
             )
         )
         _core.format_control(control_fd, self.meeting.world_size, self.meeting.first_seq)
+        global_ranks = [self.hellos[rank]["global_rank"] for rank in ranks]
         return Endpoints(
             control_fd,
             [fds[rank][0] for rank in ranks],
             [fds[rank][1] for rank in ranks],
             [self.hellos[rank]["pid"] for rank in ranks],
+            global_ranks if len({*global_ranks}) == len(ranks) else list(ranks),
+            self.limits,
         )
 
     def _meet(self) -> dict[int, tuple[int, int]]:

@@ -27,8 +27,20 @@ CPP_LAYERS: list[set[str]] = [
 # Lowest first. A module may use its own layer and any lower one.
 PYTHON_LAYERS: list[set[str]] = [
     {"_version", "_core"},
-    {"errors", "env", "reference"},
-    {"arguments", "arrays", "codecs", "descriptors", "plan", "rendezvous", "store", "work"},
+    {"errors", "env", "machine", "reference"},
+    {
+        "arguments",
+        "arrays",
+        "codecs",
+        "descriptors",
+        "meeting",
+        "plan",
+        "rendezvous",
+        "store",
+        "symmetric",
+        "tuning",
+        "work",
+    },
     {"comm"},
     {"bootstrap"},
     {"adapter", "ddp", "nodes", "cupyx", "parallel"},

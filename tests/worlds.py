@@ -118,6 +118,7 @@ class Worlds:
                 if not k.startswith(("RINGCOMM_", "TORCHELASTIC_"))
             },
             "OPENBLAS_NUM_THREADS": "1",
+            "RINGCOMM_TUNING": "off",
             "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
             "TMPDIR": self.directory,
         }

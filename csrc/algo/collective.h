@@ -104,7 +104,8 @@ int64_t ring_all_reduce(ShmGroup& group, const Collective& call);
 int64_t staged_broadcast(ShmGroup& group, const Collective& call);
 int64_t staged_all_gather(ShmGroup& group, const Collective& call);
 int64_t staged_reduce_scatter(ShmGroup& group, const Collective& call);
-int64_t exchange(ShmGroup& group, const Collective& call);
+// inline_limit: up to how many bytes for others a rank puts beside its flag if they fit; the same on all ranks.
+int64_t exchange(ShmGroup& group, const Collective& call, int64_t inline_limit);
 int64_t direct(ShmGroup& group, const Collective& call);
 
 inline const uint8_t* bytes_at(const void* base, int64_t byte_offset) {

@@ -31,11 +31,13 @@ constexpr uint32_t step_of(int64_t segment) { return static_cast<uint32_t>(segme
 
 class Exchange {
  public:
-  Exchange(ShmGroup& group, const Collective& call)
+  Exchange(ShmGroup& group, const Collective& call, int64_t inline_limit)
       : group_(group),
         op_(call.op),
         rank_(group.rank()),
         world_size_(group.world_size()),
+        inline_bytes_(std::min(group.inline_bytes() - ExchangeCounts::bytes(world_size_), inline_limit) +
+                      ExchangeCounts::bytes(world_size_)),
         elem_bytes_(static_cast<int64_t>(dtype_size(call.dtype))),
         sends_(call.sends),
         receives_(call.receives),
@@ -77,8 +79,7 @@ class Exchange {
 
   ExchangeCounts counts_of(int rank) { return ExchangeCounts::at(group_.inline_payload(rank), world_size_); }
   ExchangeLayout layout_of(int rank) {
-    return ExchangeLayout(counts_of(rank).sends, elem_bytes_, rank, world_size_, group_.inline_bytes(),
-                          group_.buffer_bytes());
+    return ExchangeLayout(counts_of(rank).sends, elem_bytes_, rank, world_size_, inline_bytes_, group_.buffer_bytes());
   }
   // Where `rank` puts a segment of what it sends.
   uint8_t* place(int rank, bool is_inline, int64_t segment) {
@@ -159,6 +160,7 @@ class Exchange {
   const OpKind op_;
   const int rank_;
   const int world_size_;
+  const int64_t inline_bytes_;  // counts included
   const int64_t elem_bytes_;
   std::vector<SendPart> sends_;        // by rank
   std::vector<ReceivePart> receives_;  // by rank
@@ -174,6 +176,8 @@ class Exchange {
 
 }  // namespace
 
-int64_t exchange(ShmGroup& group, const Collective& call) { return Exchange(group, call).run(); }
+int64_t exchange(ShmGroup& group, const Collective& call, int64_t inline_limit) {
+  return Exchange(group, call, inline_limit).run();
+}
 
 }  // namespace ringcomm

@@ -7,7 +7,8 @@
 
 namespace ringcomm {
 class Communicator;
-}
+class FlightRecorder;
+}  // namespace ringcomm
 
 namespace ringcomm::bind {
 
@@ -18,8 +19,12 @@ void bind_codec(pybind11::module_& module);
 void bind_dlpack(pybind11::module_& module);
 void bind_comm(pybind11::module_& module);
 void bind_c_table(pybind11::module_& module);
+void bind_log(pybind11::module_& module);
 
 // An rc_comm for the functions of c_table.h; the capsule holds one reference.
 pybind11::capsule communicator_capsule(const std::shared_ptr<Communicator>& comm);
+
+// A dict per call, oldest first.
+pybind11::list flight_records(const FlightRecorder& recorder);
 
 }  // namespace ringcomm::bind

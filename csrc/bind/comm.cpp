@@ -4,6 +4,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <numeric>
 #include <optional>
 
 #include "bind/arguments.h"
@@ -56,6 +57,15 @@ CodecOptions make_codec(int up, int down, bool stochastic, uint64_t seed, uint64
   codec.residual = pointer<float>(residual);
   codec.owner_residual = pointer<float>(owner_residual);
   return codec;
+}
+
+// By operation id, in bytes.
+using Limits = std::vector<std::pair<int, int64_t>>;
+
+Communicator::OneShotLimits make_limits(const Limits& given) {
+  Communicator::OneShotLimits limits;
+  for (const auto& [op, limit] : given) limits.emplace_back(checked<OpKind>(op, kNumOps, "operation id"), limit);
+  return limits;
 }
 
 // Runs Python's signal handlers (Ctrl-C); throws what they raise. Only Python's main thread runs
@@ -183,6 +193,7 @@ void bind_comm(py::module_& module) {
   module.attr("OPS") = ids_by_name<OpKind>(kNumOps, op_name);
   module.attr("ALGOS") = ids_by_name<Algo>(kNumAlgos, algo_name);
   module.attr("MAX_RANKS") = kMaxRanks;
+  module.attr("INLINE_BYTES") = StagingLayout::kDefaultInlineBytes;
   module.attr("SHARED_LAYOUT_VERSION") = kSharedLayoutVersion;
   module.def("control_bytes", &ShmGroup::control_bytes, py::arg("world_size"));
   module.def("staging_bytes", &ShmGroup::staging_bytes, py::arg("buffer_bytes"), py::arg("world_size"));
@@ -194,14 +205,16 @@ void bind_comm(py::module_& module) {
              py::arg("world_size"), py::arg("first_seq") = 0);
   module.def(
       "choose_algo",
-      [](int op, int64_t num_bytes, int world_size, bool has_codec, bool symmetric, int64_t inline_bytes) {
+      [](int op, int64_t num_bytes, int world_size, bool has_codec, bool symmetric, int64_t inline_bytes,
+         const Limits& limits) {
         const OpKind kind = checked<OpKind>(op, kNumOps, "operation id");
-        const Choice choice = choose_algo(kind, num_bytes, world_size, has_codec, symmetric, inline_bytes);
-        return py::make_tuple(algo_name(choice.algo), choice.reason,
+        const Tuning tuning(make_limits(limits), inline_bytes);
+        const Choice choice = choose_algo(tuning, kind, num_bytes, world_size, has_codec, symmetric, inline_bytes);
+        return py::make_tuple(algo_name(choice.algo), choice.explanation(),
                               exact_wire_bytes(kind, choice.algo, num_bytes, world_size));
       },
       py::arg("op"), py::arg("num_bytes"), py::arg("world_size"), py::arg("has_codec"), py::arg("symmetric"),
-      py::arg("inline_bytes"));
+      py::arg("inline_bytes"), py::arg("one_shot_limits") = Limits());
 
   py::class_<Work, std::shared_ptr<Work>>(module, "Work")
       .def("done", &Work::done)
@@ -224,7 +237,14 @@ void bind_comm(py::module_& module) {
   py::class_<Communicator, std::shared_ptr<Communicator>>(module, "Communicator")
       .def(py::init([](int rank, int world_size, std::string name, double timeout_s, int64_t buffer_bytes,
                        int num_cores, int control_fd, std::vector<int> staging_fds, std::vector<int> pidfds,
-                       std::vector<int> pids, uint32_t first_seq) {
+                       std::vector<int> pids, uint32_t first_seq, int64_t recorder_calls, std::string recorder_file,
+                       std::vector<int> global_ranks, const Limits& limits) {
+             RC_CHECK(recorder_calls >= 0, "recorder_calls must not be negative, got ", recorder_calls);
+             RC_CHECK(global_ranks.empty() || global_ranks.size() == pids.size(), "need one global rank per rank");
+             if (global_ranks.empty()) {
+               global_ranks.resize(pids.size());
+               std::iota(global_ranks.begin(), global_ranks.end(), 0);
+             }
              GroupConfig config;
              config.rank = rank;
              config.world_size = world_size;
@@ -238,11 +258,17 @@ void bind_comm(py::module_& module) {
              config.pids = std::move(pids);
              config.first_seq = first_seq;
              config.check_interrupt = check_python_signals;
-             return std::shared_ptr<Communicator>(new Communicator(config), delete_without_gil);
+             return std::shared_ptr<Communicator>(
+                 new Communicator(
+                     config, FlightRecorderConfig{recorder_calls, std::move(recorder_file), std::move(global_ranks)},
+                     make_limits(limits)),
+                 delete_without_gil);
            }),
            py::kw_only(), py::arg("rank"), py::arg("world_size"), py::arg("name"), py::arg("timeout_s"),
            py::arg("buffer_bytes"), py::arg("num_cores"), py::arg("control_fd"), py::arg("staging_fds"),
-           py::arg("pidfds"), py::arg("pids"), py::arg("first_seq") = 0)
+           py::arg("pidfds"), py::arg("pids"), py::arg("first_seq") = 0, py::arg("recorder_calls") = 256,
+           py::arg("recorder_file") = "", py::arg("global_ranks") = std::vector<int>(),
+           py::arg("one_shot_limits") = Limits())
       .def_property_readonly("rank", &Communicator::rank)
       .def_property_readonly("world_size", &Communicator::world_size)
       .def_property_readonly("inline_bytes", &Communicator::inline_bytes)
@@ -325,6 +351,11 @@ void bind_comm(py::module_& module) {
       .def("map_symmetric", &Communicator::map_symmetric, py::arg("num_bytes"), py::arg("fds"))
       .def("reset_stats", &Communicator::reset_stats)
       .def("c_handle", &communicator_capsule)
+      .def("flight_recorder", [](const Communicator& comm) { return flight_records(comm.recorder()); })
+      .def(
+          "dump_flight_recorder",
+          [](const Communicator& comm, const std::string& path) { without_gil([&] { comm.recorder().dump(path); }); },
+          py::arg("path"))
       .def("abort", &Communicator::abort, py::arg("reason"))
       .def("close", [](Communicator& comm) { without_gil([&] { comm.close(); }); });
 }

@@ -3,6 +3,7 @@
 PYBIND11_MODULE(_core, module) {
   module.doc() = "ringcomm's core: transports, algorithms and codecs. Pointers, counts and enums only; no torch.";
   ringcomm::bind::bind_errors(module);
+  ringcomm::bind::bind_log(module);
   ringcomm::bind::bind_simd(module);
   ringcomm::bind::bind_device(module);
   ringcomm::bind::bind_codec(module);

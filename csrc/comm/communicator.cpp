@@ -6,6 +6,7 @@
 #include <chrono>
 #include <utility>
 
+#include "base/log.h"
 #include "comm/checks.h"
 #include "reduce/reduce.h"
 
@@ -43,6 +44,12 @@ void check_not_forked(uint64_t fork_generation) {
   if (fork_generation != watched_fork_count()) {
     RC_FAIL(aborted, "this communicator belongs to the parent process; call ringcomm.init() in the forked child");
   }
+}
+
+// A rank that makes no call when the others fail dumps as well: it may be the one that they wait for.
+GroupConfig with_dump(GroupConfig config, FlightRecorder& recorder) {
+  if (recorder.dumps_after_failure()) config.on_failure = [&recorder] { recorder.dump_after_failure(false); };
+  return config;
 }
 
 }  // namespace
@@ -109,13 +116,15 @@ void Work::finish(std::exception_ptr error, int source) {
 
 // ---- Communicator --------------------------------------------------------------------------------
 
-Communicator::Communicator(const GroupConfig& config)
+Communicator::Communicator(const GroupConfig& config, const FlightRecorderConfig& recorder, const OneShotLimits& limits)
     : fork_generation_(watched_fork_count()),
       rank_(config.rank),
       world_size_(config.world_size),
-      group_(std::make_unique<ShmGroup>(config)),
+      recorder_(mutex_, recorder, config.rank, config.name, config.timeout_s, config.first_seq),
+      group_(std::make_unique<ShmGroup>(with_dump(config, recorder_))),
       inline_bytes_(group_->inline_bytes()),
       buffer_bytes_(group_->buffer_bytes()),
+      tuning_(limits, inline_bytes_),
       check_interrupt_(config.check_interrupt),
       messages_(std::make_shared<P2pEngine>(*group_, config.num_cores)) {}
 
@@ -146,7 +155,7 @@ Descriptor Communicator::prepare(Collective& call, const Algo* algo, const std::
     check_algo(*algo, call.op, call.num_bytes(), world_size_, has_codec, symmetric, inline_bytes_);
     call.algo = *algo;
   } else {
-    call.algo = choose_algo(call.op, call.num_bytes(), world_size_, has_codec, symmetric, inline_bytes_).algo;
+    call.algo = choose_algo(tuning_, call.op, call.num_bytes(), world_size_, has_codec, symmetric, inline_bytes_).algo;
   }
   if (call.algo != Algo::direct) call.region.reset();
 
@@ -172,6 +181,7 @@ Descriptor Communicator::prepare(Collective& call, const Algo* algo, const std::
 
 void Communicator::run(Collective call, const Algo* algo, const std::string& tag) {
   const Descriptor descriptor = prepare(call, algo, tag);
+  Clock::time_point start;
   {
     std::unique_lock<std::mutex> lock(mutex_);
     if (busy_ || !queue_.empty()) {
@@ -181,11 +191,14 @@ void Communicator::run(Collective call, const Algo* algo, const std::string& tag
       return;
     }
     busy_ = true;
+    start = Clock::now();
+    recorder_.add(call, descriptor, start);
+    recorder_.start(start);
   }
   try {
-    finish_turn(call.op, execute(call, descriptor));
+    finish_turn(call.op, start, execute(call, descriptor, start));
   } catch (...) {
-    finish_turn(call.op, {});
+    finish_turn(call.op, start, {});
     throw;
   }
 }
@@ -224,6 +237,7 @@ void Communicator::report_interrupt(const std::exception& error, const std::stri
 std::shared_ptr<Work> Communicator::enqueue(const Collective& call, const Descriptor& descriptor) {
   if (stop_) RC_FAIL(aborted, "this communicator is closed; init() a new one");
   if (!progress_thread_.joinable()) progress_thread_ = std::thread([this] { progress(); });
+  recorder_.add(call, descriptor, Clock::now());
   queue_.push_back({call, descriptor, std::make_shared<Work>()});
   changed_.notify_all();
   return queue_.back().work;
@@ -237,22 +251,34 @@ void Communicator::progress() {
     const Pending pending = queue_.front();
     queue_.pop_front();
     busy_ = true;
+    const Clock::time_point start = Clock::now();
+    recorder_.start(start);
     lock.unlock();
     std::exception_ptr error;
     OpStats stats;
     try {
-      stats = execute(pending.call, pending.descriptor);
+      stats = execute(pending.call, pending.descriptor, start);
     } catch (...) {
       error = std::current_exception();
     }
-    finish_turn(pending.call.op, stats);
+    finish_turn(pending.call.op, start, stats);
     pending.work->finish(error);
     lock.lock();
   }
 }
 
-void Communicator::finish_turn(OpKind op, const OpStats& stats) {
-  std::lock_guard<std::mutex> lock(mutex_);
+void Communicator::finish_turn(OpKind op, Clock::time_point start, const OpStats& stats) {
+  const bool failed = stats.calls == 0;
+  // Before the turn ends: nobody can close the group meanwhile.
+  const bool lost = failed && group_ && group_->has_failed();
+  std::unique_lock<std::mutex> lock(mutex_);
+  const auto spent = std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(stats.seconds));
+  recorder_.finish(!failed, failed ? Clock::now() : start + spent);
+  if (lost) {
+    lock.unlock();
+    recorder_.dump_after_failure(!std::exchange(dumped_, true));
+    lock.lock();
+  }
   OpStats& total = stats_[static_cast<size_t>(op)];
   total.calls += stats.calls;
   total.bytes += stats.bytes;
@@ -262,8 +288,7 @@ void Communicator::finish_turn(OpKind op, const OpStats& stats) {
   changed_.notify_all();
 }
 
-OpStats Communicator::execute(const Collective& call, const Descriptor& descriptor) {
-  const auto start = std::chrono::steady_clock::now();
+OpStats Communicator::execute(const Collective& call, const Descriptor& descriptor, Clock::time_point start) {
   OpStats stats;
   stats.calls = 1;
   stats.bytes = static_cast<uint64_t>(call.num_bytes());
@@ -283,7 +308,11 @@ OpStats Communicator::execute(const Collective& call, const Descriptor& descript
                          rank_));
     }
   }
-  stats.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  stats.seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  if (logs(LogLevel::trace)) {
+    log(LogLevel::trace, "COLL", describe(descriptor, world_size_ == 1 ? 0 : group_->seq()), ": ",
+        static_cast<int64_t>(stats.seconds * 1e6), " us");
+  }
   return stats;
 }
 
@@ -313,7 +342,9 @@ Collective Communicator::scale_input(Collective call) {
 
 int64_t Communicator::dispatch(const Collective& call) {
   if (is_barrier(call.op)) return barrier(*group_);
-  if (is_exchange(call.op)) return exchange(*group_, call);
+  if (is_exchange(call.op)) {
+    return exchange(*group_, call, tuning_.has_limit(call.op) ? tuning_.limit(call.op) : inline_bytes_);
+  }
   switch (call.algo) {
     case Algo::one_shot:
       return one_shot(*group_, call);
@@ -424,10 +455,13 @@ void Communicator::finish_and_leave(const std::function<void()>& check_interrupt
   }
   if (progress_thread.joinable()) progress_thread.join();
   messages_->shut_down(check);
+  std::unique_ptr<ShmGroup> group;
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    group_.reset();
+    group.swap(group_);
   }
+  group.reset();  // waits for a thread that may want the mutex
+  recorder_.leave();
   if (interrupt) throw Interrupted{interrupt};
 }
 

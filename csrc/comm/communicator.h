@@ -18,6 +18,7 @@
 #include <thread>
 
 #include "algo/collective.h"
+#include "comm/flight_recorder.h"
 #include "comm/selection.h"
 #include "transport/p2p_engine.h"
 #include "transport/shm_group.h"
@@ -64,7 +65,12 @@ struct OpStats {
 
 class Communicator {
  public:
-  explicit Communicator(const GroupConfig& config);
+  using Clock = std::chrono::steady_clock;
+
+  using OneShotLimits = std::vector<std::pair<OpKind, int64_t>>;
+
+  // limits: see Tuning; the same on all ranks.
+  Communicator(const GroupConfig& config, const FlightRecorderConfig& recorder, const OneShotLimits& limits);
   ~Communicator();
   Communicator(const Communicator&) = delete;
 
@@ -105,6 +111,9 @@ class Communicator {
   // What every later call would throw, or nothing.
   std::optional<Error> fault() const;
 
+  // The last calls, and what a dump of them is.
+  const FlightRecorder& recorder() const { return recorder_; }
+
   // Makes every rank raise AbortedError now and for ever. Never waits.
   void abort(const std::string& reason);
   // Finishes pending calls (bounded by the deadline), tells the peers and releases everything.
@@ -127,20 +136,24 @@ class Communicator {
   void finish_and_leave(const std::function<void()>& check_interrupt);
   void check_usable() const;
   Descriptor prepare(Collective& call, const Algo* algo, const std::string& tag) const;
-  OpStats execute(const Collective& call, const Descriptor& descriptor);
+  OpStats execute(const Collective& call, const Descriptor& descriptor, Clock::time_point start);
   int64_t dispatch(const Collective& call);
   std::shared_ptr<const SymmetricRegion> region_of(const Collective& call) const;
   // premul_sum: the same call on this rank's input times its factor.
   Collective scale_input(Collective call);
-  void finish_turn(OpKind op, const OpStats& stats);
+  // stats: of no call if it failed.
+  void finish_turn(OpKind op, Clock::time_point start, const OpStats& stats);
   void progress();
 
   const uint64_t fork_generation_;
   const int rank_;
   const int world_size_;
+  mutable std::mutex mutex_;         // guards what is marked so; never held while a collective runs
+  FlightRecorder recorder_;          // guarded
   std::unique_ptr<ShmGroup> group_;  // used by whoever has the turn
   const int64_t inline_bytes_;
   const int64_t buffer_bytes_;
+  const Tuning tuning_;
   const std::function<void()> check_interrupt_;
   const std::shared_ptr<P2pEngine> messages_;
   Scratch scratch_;
@@ -149,11 +162,11 @@ class Communicator {
   std::vector<std::weak_ptr<const SymmetricRegion>> regions_;
   std::atomic<uint32_t> num_regions_{0};  // ever mapped
 
-  mutable std::mutex mutex_;  // guards what follows; never held while a collective runs
-  std::condition_variable changed_;
+  std::condition_variable changed_;  // of what follows, all of it guarded
   std::deque<Pending> queue_;
-  bool busy_ = false;  // somebody has the turn
-  bool stop_ = false;  // close() has begun: nothing is queued any more
+  bool busy_ = false;    // somebody has the turn
+  bool dumped_ = false;  // a call that failed has dumped; whoever has the turn
+  bool stop_ = false;    // close() has begun: nothing is queued any more
   std::atomic<bool> closed_{false};
   std::array<OpStats, kNumOps> stats_;
   MessageStats message_stats_;

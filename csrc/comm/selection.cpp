@@ -63,15 +63,36 @@ int64_t inline_payload_bytes(OpKind op, int64_t num_bytes, int world_size) {
 
 }  // namespace
 
-Choice choose_algo(OpKind op, int64_t num_bytes, int world_size, bool has_codec, bool symmetric, int64_t inline_bytes) {
+Tuning::Tuning(const std::vector<std::pair<OpKind, int64_t>>& one_shot_limits, int64_t inline_bytes) : Tuning() {
+  for (const auto& [op, limit] : one_shot_limits) {
+    RC_CHECK(!is_barrier(op), "a ", op_name(op), " has no limit to tune");
+    RC_CHECK(limit >= 0 && limit <= inline_bytes, "one_shot's limit for ", op_name(op), " is ", limit,
+             " bytes, expected 0 to ", inline_bytes);
+    limits_[static_cast<size_t>(op)] = limit;
+  }
+}
+
+Choice choose_algo(const Tuning& tuning, OpKind op, int64_t num_bytes, int world_size, bool has_codec, bool symmetric,
+                   int64_t inline_bytes) {
   if (has_codec) return {Algo::two_shot, "codec: two quantizations whatever the world size"};
+  const bool tuned = tuning.has_limit(op);
   for (const Rule& rule : kRules) {
-    if (rule.op != op || world_size > rule.max_world_size || num_bytes > rule.max_bytes) continue;
+    if (rule.op != op || world_size > rule.max_world_size) continue;
     if (rule.algo == Algo::direct && !symmetric) continue;
-    if (rule.algo == Algo::one_shot && inline_payload_bytes(op, num_bytes, world_size) > inline_bytes) continue;
-    return {rule.algo, rule.reason};
+    if (rule.algo != Algo::one_shot) {
+      if (num_bytes > rule.max_bytes) continue;
+    } else {
+      const int64_t bytes = tuned && is_exchange(op) ? exchange_bytes(op, num_bytes, world_size) : num_bytes;
+      if (bytes > (tuned ? tuning.limit(op) : rule.max_bytes)) continue;
+      if (inline_payload_bytes(op, num_bytes, world_size) > inline_bytes) continue;
+    }
+    return {rule.algo, rule.reason, tuning.limit(op)};
   }
   RC_FAIL(usage, "no algorithm for ", op_name(op));
+}
+
+std::string Choice::explanation() const {
+  return tuned_limit < 0 ? reason : concat(reason, "; one_shot up to ", tuned_limit, " bytes, measured by tune");
 }
 
 void check_algo(Algo algo, OpKind op, int64_t num_bytes, int world_size, bool has_codec, bool symmetric,

@@ -1,21 +1,44 @@
 // Which algorithm runs a call: one data table, a pure function of the call, the same on every rank.
 #pragma once
 
+#include <array>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "algo/collective.h"
 
 namespace ringcomm {
 
+// Measured limits of one group, in place of built-in ones; the same on all ranks. What is not given
+// stays as it is built in.
+class Tuning {
+ public:
+  Tuning() { limits_.fill(-1); }
+  // By operation: the largest call that one_shot runs, in bytes of Collective::num_bytes(); in a gather,
+  // scatter or all_to_all, of what a rank hands to others. Throws UsageError unless 0 to inline_bytes.
+  Tuning(const std::vector<std::pair<OpKind, int64_t>>& one_shot_limits, int64_t inline_bytes);
+
+  bool has_limit(OpKind op) const { return limits_[static_cast<size_t>(op)] >= 0; }
+  int64_t limit(OpKind op) const { return limits_[static_cast<size_t>(op)]; }
+
+ private:
+  std::array<int64_t, kNumOps> limits_;
+};
+
 struct Choice {
   Algo algo;
-  std::string reason;
+  const char* reason;
+  int64_t tuned_limit = -1;  // of one_shot, if it was measured
+
+  std::string explanation() const;
 };
 
 // inline_bytes: what fits beside a flag (ShmGroup::inline_bytes). In a gather, scatter or all_to_all
 // this is what a rank that hands out equal parts does (one_shot or staged); with uneven parts every rank
 // decides for itself. symmetric: the array is in symmetric memory on every rank.
-Choice choose_algo(OpKind op, int64_t num_bytes, int world_size, bool has_codec, bool symmetric, int64_t inline_bytes);
+Choice choose_algo(const Tuning& tuning, OpKind op, int64_t num_bytes, int world_size, bool has_codec, bool symmetric,
+                   int64_t inline_bytes);
 
 // Throws UsageError unless `algo` can run the call.
 void check_algo(Algo algo, OpKind op, int64_t num_bytes, int world_size, bool has_codec, bool symmetric,

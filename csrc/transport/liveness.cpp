@@ -13,6 +13,7 @@ namespace ringcomm {
 namespace {
 
 constexpr int kProcPollMs = 50;
+constexpr int kWellPollMs = 500;
 
 bool is_gone(const ProcessState& state, uint64_t start_time) {
   return state.letter == 0 || state.letter == 'Z' || state.letter == 'X' || state.start_time != start_time;
@@ -40,8 +41,12 @@ ProcessState read_process_state(int pid) {
   return state;
 }
 
-LivenessMonitor::LivenessMonitor(std::vector<Peer> peers, std::function<void(int)> on_death)
-    : peers_(std::move(peers)), on_death_(std::move(on_death)), stop_(::eventfd(0, EFD_CLOEXEC)) {
+LivenessMonitor::LivenessMonitor(std::vector<Peer> peers, std::function<void(int)> on_death,
+                                 std::function<bool()> still_well)
+    : peers_(std::move(peers)),
+      on_death_(std::move(on_death)),
+      still_well_(std::move(still_well)),
+      stop_(::eventfd(0, EFD_CLOEXEC)) {
   RC_SYS(stop_.get(), "eventfd failed");
   for (const Peer& peer : peers_) start_times_.push_back(read_process_state(peer.pid).start_time);
   thread_ = std::thread([this] { watch(); });
@@ -62,8 +67,10 @@ void LivenessMonitor::watch() {
   }
   std::vector<bool> reported(peers_.size(), false);
   for (;;) {
-    if (::poll(entries.data(), entries.size(), poll_proc ? kProcPollMs : -1) < 0 && errno != EINTR) return;
+    const int patience_ms = poll_proc ? kProcPollMs : still_well_ ? kWellPollMs : -1;
+    if (::poll(entries.data(), entries.size(), patience_ms) < 0 && errno != EINTR) return;
     if (entries[0].revents != 0) return;
+    if (still_well_ && !still_well_()) still_well_ = {};
     for (size_t i = 0; i < peers_.size(); ++i) {
       if (reported[i]) continue;
       const bool died = entries[i + 1].fd >= 0 ? entries[i + 1].revents != 0

@@ -20,8 +20,9 @@ class LivenessMonitor {
     int pid;
     UniqueFd pidfd;
   };
-  // on_death(rank) runs on the monitor's thread, once per peer.
-  LivenessMonitor(std::vector<Peer> peers, std::function<void(int)> on_death);
+  // on_death(rank) runs on the monitor's thread, once per peer. still_well(), if any, runs there about
+  // every half second, until it returns false.
+  LivenessMonitor(std::vector<Peer> peers, std::function<void(int)> on_death, std::function<bool()> still_well = {});
   ~LivenessMonitor();  // joins the thread
 
  private:
@@ -30,6 +31,7 @@ class LivenessMonitor {
   std::vector<Peer> peers_;
   std::vector<uint64_t> start_times_;  // of peers without pidfd
   std::function<void(int)> on_death_;
+  std::function<bool()> still_well_;
   UniqueFd stop_;
   std::thread thread_;
 };

@@ -1,11 +1,11 @@
 #include "transport/shm_group.h"
 
-#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <tuple>
 
+#include "base/log.h"
 #include "transport/fault.h"
 #include "transport/p2p_channel.h"
 
@@ -55,7 +55,6 @@ ShmGroup::ShmGroup(const GroupConfig& config)
       pids_(config.pids),
       first_seq_(config.first_seq),
       check_interrupt_(config.check_interrupt),
-      budget_(WaitBudget::make(config.world_size, config.num_cores)),
       control_(config.control_fd, control_bytes(config.world_size)),
       seq_(config.first_seq),
       step_base_(config.first_seq),
@@ -81,11 +80,21 @@ ShmGroup::ShmGroup(const GroupConfig& config)
     slabs_.emplace_back(config.staging_fds[i], p2p_layout_.end());
     if (peer == rank_) continue;
     UniqueFd pidfd(config.pidfds[i] < 0 ? -1 : ::dup(config.pidfds[i]));
+    if (pidfd.get() < 0) log(LogLevel::info, "INIT", "no pidfd of rank ", peer, ": /proc tells whether it lives");
     peers.push_back({peer, config.pids[i], std::move(pidfd)});
   }
   line(rank_).pid.store(pids_[static_cast<size_t>(rank_)], std::memory_order_relaxed);
   if (world_size_ > 1) {
-    monitor_ = std::make_unique<LivenessMonitor>(std::move(peers), [this](int peer) { on_peer_death(peer); });
+    std::function<bool()> still_well;
+    if (config.on_failure) {
+      still_well = [this, on_failure = config.on_failure] {
+        if (!has_failed()) return true;
+        on_failure();
+        return false;
+      };
+    }
+    monitor_ = std::make_unique<LivenessMonitor>(
+        std::move(peers), [this](int peer) { on_peer_death(peer); }, std::move(still_well));
   }
   line(rank_).lifecycle.store(static_cast<uint32_t>(Lifecycle::live), std::memory_order_release);
 }
@@ -202,15 +211,7 @@ void ShmGroup::wait_flag(Flag& flag, uint32_t target, int peer) {
 
 void ShmGroup::wait_flag_slowly(Flag& flag, uint32_t target, int peer) {
   const auto arrived = [&] { return reached(flag.value.load(std::memory_order_acquire), target); };
-  for (int round = 1; round <= budget_.spin_rounds; ++round) {
-    relax();
-    if (arrived()) return;
-    if (round % kRoundsPerCheck == 0) throw_if_failed();
-  }
-  for (int round = 0; round < budget_.yield_rounds; ++round) {
-    ::sched_yield();
-    if (arrived()) return;
-  }
+  if (spin_wait_(arrived, [this] { throw_if_failed(); })) return;
   if (!deadline_set_) {
     deadline_ = Clock::now() + call_timeout();
     interrupt_check_due_ = Clock::now() + kInterruptCheck;
@@ -248,16 +249,18 @@ void ShmGroup::wake_everyone() {
 
 // ---- failure -------------------------------------------------------------------------------------
 
-void ShmGroup::report(const Error& error) {
-  report_fault(*page_, rank_, error, [this] { wake_everyone(); });
+bool ShmGroup::report(const Error& error) {
+  return report_fault(*page_, rank_, error, [this] { wake_everyone(); });
 }
 
+bool ShmGroup::has_failed() const { return has_fault(*page_); }
+
 void ShmGroup::throw_if_failed() const {
-  if (has_fault(*page_)) throw fault_error(*page_);
+  if (has_failed()) throw fault_error(*page_);
 }
 
 void ShmGroup::fail(const Error& error) {
-  report(error);
+  if (report(error)) log(LogLevel::warning, "FAULT", error.what());
   throw fault_error(*page_);
 }
 
@@ -380,7 +383,8 @@ void ShmGroup::on_peer_death(int peer) {
                 "store if this one served an earlier run.")
           : concat(inside ? "inside collective #" : "after collective #", entered,
                    ". Output buffers of unfinished calls are undefined. ", kCommunicatorLost);
-  report(Error(ErrorKind::peer_lost, concat(name_with_pid(peer), " of group '", name_, "' died ", where), peer));
+  const Error error(ErrorKind::peer_lost, concat(name_with_pid(peer), " of group '", name_, "' died ", where), peer);
+  if (report(error)) log(LogLevel::warning, "FAULT", error.what());
 }
 
 }  // namespace ringcomm

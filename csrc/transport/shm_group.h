@@ -48,6 +48,8 @@ struct GroupConfig {
   uint32_t first_seq = 0;        // where the wrapping counters start, as format_*() wrote it; for tests
   // Called about every kInterruptCheck by a rank that waits long; throws to interrupt the wait.
   std::function<void()> check_interrupt;
+  // Called once, on a thread of the group's, within about a second of a failure, whichever rank noticed it.
+  std::function<void()> on_failure;
 };
 
 // A wait that check_interrupt ended. Not a std::exception: nobody may mistake it for a failed call.
@@ -114,9 +116,10 @@ class ShmGroup {
   uint32_t seq() const { return seq_; }
   // Records a failure for all ranks (the first one wins) and throws the one that won.
   [[noreturn]] void fail(const Error& error);
-  // The same without throwing; any thread.
-  void report(const Error& error);
+  // The same without throwing; any thread. Whether this one won.
+  bool report(const Error& error);
   void throw_if_failed() const;
+  bool has_failed() const;
   // Records for all ranks that check_interrupt threw `error`; any thread. `where` follows "interrupted".
   void report_interrupt(const std::exception& error, const std::string& where);
   // The group's deadline from the next wait on; any thread.
@@ -173,7 +176,7 @@ class ShmGroup {
   const std::vector<int> pids_;
   const uint32_t first_seq_;
   const std::function<void()> check_interrupt_;
-  const WaitBudget budget_;
+  SpinWait spin_wait_;
   Mapping control_;
   ControlPage* page_ = nullptr;
   std::vector<Mapping> slabs_;

@@ -1,7 +1,15 @@
-// How a thread waits for what another process writes: spin, give the core away, sleep.
+// How a thread waits for what another process writes: spin and yield, then sleep.
+//
+// Spinning answers in well under a microsecond, sleeping costs tens. Which of them is right depends on who
+// else wants the core, and that is found out on the way:
+//   nobody          sched_yield() returns at once; the spin goes on for some 250 us before it sleeps
+//   other ranks     a yield is what they need to answer, whatever the numbers of ranks and cores say
+//   somebody else   a yield costs a whole time slice (3 to 4 ms). Who sleeps is scheduled as soon as it is
+//                   woken, so after a yield that took that long there are none for a while
 #pragma once
 
 #include <linux/futex.h>
+#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -11,9 +19,8 @@
 
 namespace ringcomm {
 
-// Spinning answers in well under a microsecond; sleeping costs tens. With a core per thread a waiter
-// spins for roughly 100 us before it sleeps; with fewer it gives its core away almost at once.
-// looks_per_round: what one round costs, in looks at a single flag.
+// The same for a thread that looks at many things at once and takes no time to learn: rounds before it
+// yields, and before it sleeps. looks_per_round: what one round costs, in looks at a single flag.
 struct WaitBudget {
   int spin_rounds;
   int yield_rounds;
@@ -23,6 +30,7 @@ struct WaitBudget {
   }
 };
 constexpr int kRoundsPerCheck = 64;
+
 // Upper bound of one sleep: a fault that is set between the check and the sleep is seen this late.
 constexpr std::chrono::milliseconds kMaxSleep{20};
 
@@ -33,6 +41,53 @@ inline void relax() {
   asm volatile("yield");
 #endif
 }
+
+// What a thread has learned about its core. One thread at a time.
+class SpinWait {
+ public:
+  // Returns true as soon as arrived(), false when it is time to sleep. check() runs now and then; it may throw.
+  template <typename Arrived, typename Check>
+  bool operator()(const Arrived& arrived, const Check& check) {
+    const bool yields = may_yield();
+    const int rounds = yields ? kRounds : kRoundsWithoutYield;
+    for (int round = 1; round <= rounds; ++round) {
+      relax();
+      if (arrived()) return true;
+      if (round % kRoundsPerCheck == 0) check();
+      if (!yields || round % kRoundsPerYield != 0) continue;
+      const bool was_short = yield();
+      if (arrived()) return true;
+      if (!was_short) return false;
+    }
+    return false;
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  static constexpr int kRounds = 4000;
+  static constexpr int kRoundsWithoutYield = 40;
+  static constexpr int kRoundsPerYield = 16;
+  static constexpr std::chrono::milliseconds kLostCore{1};
+  static constexpr int kPause = 20;  // times as long as the yield took: at most a twentieth is lost to yields
+
+  bool may_yield() {
+    if (paused_ && Clock::now() >= paused_until_) paused_ = false;
+    return !paused_;
+  }
+  bool yield() {
+    const Clock::time_point start = Clock::now();
+    ::sched_yield();
+    const Clock::time_point end = Clock::now();
+    if (end - start < kLostCore) return true;
+    paused_ = true;
+    paused_until_ = end + kPause * (end - start);
+    return false;
+  }
+
+  bool paused_ = false;
+  Clock::time_point paused_until_;
+};
 
 // Sleeps while `word` is `expected`; may return for no reason. The word may be shared by processes.
 inline void futex_wait(std::atomic<uint32_t>& word, uint32_t expected, std::chrono::nanoseconds at_most) {
