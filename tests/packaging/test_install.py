@@ -138,6 +138,8 @@ def test_the_sdist_installs_and_runs_elsewhere(
         f"ringcomm-{facts['version']}.dist-info",
     }
     assert {"ringcomm/py.typed", "ringcomm/_core.pyi", "ringcomm/_build_info.json"} <= files
-    assert {Path(path).suffix for path in files if path.startswith("ringcomm/")} <= {
+    sources = {path for path in files if path.startswith("ringcomm/_src/")}
+    assert {Path(path).suffix for path in sources} == {".cpp", ".h"}  # of the torch backend
+    assert {Path(path).suffix for path in files - sources if path.startswith("ringcomm/")} <= {
         ".py", ".pyi", ".typed", ".so", ".json",
     }  # fmt: skip

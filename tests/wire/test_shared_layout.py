@@ -258,4 +258,4 @@ def test_nothing_outside_the_wire_room_computes_an_offset_of_shared_memory() -> 
 def test_ids_that_do_not_exist_are_a_usage_error() -> None:
     for op in (-1, len(_core.OPS), 99):
         with pytest.raises(UsageError, match="operation id must be in 0..9, not"):
-            _core.choose_algo(op, 100, 2, False, 100)
+            _core.choose_algo(op, 100, 2, False, False, 100)
