@@ -5,7 +5,7 @@
 //   nobody          sched_yield() returns at once; the spin goes on for some 250 us before it sleeps
 //   other ranks     a yield is what they need to answer, whatever the numbers of ranks and cores say
 //   somebody else   a yield costs a whole time slice (3 to 4 ms). Who sleeps is scheduled as soon as it is
-//                   woken, so after a yield that took that long there are none for a while
+//                   woken, so where such yields are frequent there are none for a while
 #pragma once
 
 #include <linux/futex.h>
@@ -55,9 +55,9 @@ class SpinWait {
       if (arrived()) return true;
       if (round % kRoundsPerCheck == 0) check();
       if (!yields || round % kRoundsPerYield != 0) continue;
-      const bool was_short = yield();
+      const bool goes_on = yield();
       if (arrived()) return true;
-      if (!was_short) return false;
+      if (!goes_on) return false;
     }
     return false;
   }
@@ -69,24 +69,34 @@ class SpinWait {
   static constexpr int kRoundsWithoutYield = 40;
   static constexpr int kRoundsPerYield = 16;
   static constexpr std::chrono::milliseconds kLostCore{1};
-  static constexpr int kPause = 20;  // times as long as the yield took: at most a twentieth is lost to yields
+  // In multiples of what a yield lost. One that comes this soon after the last one, or after a pause, begins
+  // a pause; others are the price of a core that is shared now and then.
+  static constexpr int kTooSoon = 8;
+  static constexpr int kPause = 20;
 
   bool may_yield() {
-    if (paused_ && Clock::now() >= paused_until_) paused_ = false;
-    return !paused_;
+    if (paused_) {
+      const Clock::time_point now = Clock::now();
+      if (now < since_) return false;
+      paused_ = false;
+      since_ = now;
+    }
+    return true;
   }
+  // False if it began a pause.
   bool yield() {
     const Clock::time_point start = Clock::now();
     ::sched_yield();
     const Clock::time_point end = Clock::now();
-    if (end - start < kLostCore) return true;
-    paused_ = true;
-    paused_until_ = end + kPause * (end - start);
-    return false;
+    const Clock::duration lost = end - start;
+    if (lost < kLostCore) return true;
+    paused_ = start - since_ < kTooSoon * lost;
+    since_ = paused_ ? end + kPause * lost : end;
+    return !paused_;
   }
 
   bool paused_ = false;
-  Clock::time_point paused_until_;
+  Clock::time_point since_{};  // paused: until when; else the end of the last loss, or of the pause
 };
 
 // Sleeps while `word` is `expected`; may return for no reason. The word may be shared by processes.

@@ -274,3 +274,24 @@ def test_ranks_that_are_threads_dump_only_themselves(worlds: Worlds, tmp_path: P
         dump = pickle.loads((tmp_path / f"trace_{rank}").read_bytes())
         assert list(dump["pg_config"]) == ["world"]
         assert [entry["profiling_name"] for entry in dump["entries"]] == ["nccl:barrier"]
+
+
+def busy_and_idle_groups(comm: Communicator, path: str) -> list[int]:
+    """Calls of the busy group that are still known; the idle one's are older."""
+    comm.barrier()
+    with environment(RINGCOMM_FLIGHT_RECORDER="4"):
+        busy = comm.split(0, name="busy")
+    assert busy is not None
+    with busy:
+        for _ in range(10):
+            busy.barrier()
+        comm.barrier()
+        comm.dump_flight_recorder(f"{path}{comm.rank}")
+        return [record["id"] for record in busy.flight_recorder()]
+
+
+def test_a_dump_begins_where_all_groups_are_known(worlds: Worlds, tmp_path: Path) -> None:
+    ids = worlds.run(2, busy_and_idle_groups, str(tmp_path / "trace_"))[0]
+    dump = pickle.loads((tmp_path / "trace_0").read_bytes())
+    assert [entry["record_id"] for entry in dump["entries"]] == [*ids, ids[-1] + 1]
+    assert [entry["process_group"][0] for entry in dump["entries"]] == ["busy"] * 4 + ["world"]
