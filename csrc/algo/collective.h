@@ -64,9 +64,14 @@ class Scratch {
     if (static_cast<int64_t>(floats_.size()) < count) floats_.resize(static_cast<size_t>(count));
     return floats_.data();
   }
+  uint8_t* bytes(int64_t count) {
+    if (static_cast<int64_t>(bytes_.size()) < count) bytes_.resize(static_cast<size_t>(count));
+    return bytes_.data();
+  }
 
  private:
   std::vector<float> floats_;
+  std::vector<uint8_t> bytes_;
 };
 
 int64_t barrier(ShmGroup& group);

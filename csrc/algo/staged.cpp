@@ -25,6 +25,7 @@ int64_t staged_broadcast(ShmGroup& group, const Collective& call) {
   const int64_t num_bytes = call.num_bytes();
   const int64_t num_segments = ceil_div(num_bytes, group.buffer_bytes());
   const bool is_root = group.rank() == call.root;
+  StagingWriter writer(group, call.op, false, num_bytes, num_segments);
   group.announce();
   if (is_root) {
     group.wait_all_announced();
@@ -37,10 +38,10 @@ int64_t staged_broadcast(ShmGroup& group, const Collective& call) {
     uint8_t* buffer = group.result_buffer(call.root, segment);
     if (is_root) {
       if (segment >= 2) group.wait_all_steps(step_of(segment - 2));
-      copy_bytes(buffer, bytes_at(call.input, offset), piece);
+      writer.timed(segment, piece, [&] { writer.copy(segment, buffer, bytes_at(call.input, offset), piece); });
     } else {
       group.wait_step(call.root, step_of(segment));
-      copy_bytes(bytes_at(call.output, offset), buffer, piece);
+      writer.timed(segment, piece, [&] { copy_bytes(bytes_at(call.output, offset), buffer, piece); });
     }
     group.publish_step(step_of(segment));
   }
@@ -52,18 +53,22 @@ int64_t staged_broadcast(ShmGroup& group, const Collective& call) {
 int64_t staged_all_gather(ShmGroup& group, const Collective& call) {
   const int64_t num_bytes = call.num_bytes();
   const int64_t num_segments = ceil_div(num_bytes, group.buffer_bytes());
+  StagingWriter writer(group, call.op, false, num_bytes, num_segments);
   group.announce();
   group.wait_all_announced();
   for (int64_t segment = 0; segment < num_segments; ++segment) {
     const int64_t offset = segment * group.buffer_bytes();
     const int64_t piece = std::min(group.buffer_bytes(), num_bytes - offset);
-    copy_bytes(group.result_buffer(group.rank(), segment), bytes_at(call.input, offset), piece);
+    writer.timed(segment, piece, [&] {
+      writer.copy(segment, group.result_buffer(group.rank(), segment), bytes_at(call.input, offset), piece);
+    });
     group.publish_step(step_of(segment));
     for (int hop = 0; hop < group.world_size(); ++hop) {
       const int peer = (group.rank() + hop) % group.world_size();
       group.wait_step(peer, step_of(segment));
       const uint8_t* source = peer == group.rank() ? bytes_at(call.input, offset) : group.result_buffer(peer, segment);
-      copy_bytes(bytes_at(call.output, peer * num_bytes + offset), source, piece);
+      writer.timed(segment, peer == group.rank() ? 0 : piece,
+                   [&] { copy_bytes(bytes_at(call.output, peer * num_bytes + offset), source, piece); });
     }
   }
   group.end(static_cast<uint32_t>(num_segments));
@@ -79,16 +84,19 @@ int64_t staged_reduce_scatter(ShmGroup& group, const Collective& call) {
   const auto source = [&](int owner, int64_t first) {
     return bytes_at(call.input, (owner * call.count + first) * elem_bytes);
   };
+  StagingWriter writer(group, call.op, false, call.num_bytes(), num_segments);
   group.announce();
   group.wait_all_announced();
   for (int64_t segment = 0; segment < num_segments; ++segment) {
     const int64_t first = segment * piece_elems;
     const int64_t elems = std::min(piece_elems, call.count - first);
-    for (int owner = 0; owner < world_size; ++owner) {
-      if (owner == group.rank()) continue;
-      copy_bytes(group.input_buffer(group.rank(), segment) + owner * piece_elems * elem_bytes, source(owner, first),
-                 elems * elem_bytes);
-    }
+    writer.timed(segment, elems * elem_bytes, [&] {
+      for (int owner = 0; owner < world_size; ++owner) {
+        if (owner == group.rank()) continue;
+        writer.copy(segment, group.input_buffer(group.rank(), segment) + owner * piece_elems * elem_bytes,
+                    source(owner, first), elems * elem_bytes);
+      }
+    });
     group.publish_step(step_of(segment));
     group.wait_all_steps(step_of(segment));
     std::array<const void*, kMaxRanks> inputs;
@@ -97,8 +105,10 @@ int64_t staged_reduce_scatter(ShmGroup& group, const Collective& call) {
           peer == group.rank() ? source(peer, first)
                                : group.input_buffer(peer, segment) + group.rank() * piece_elems * elem_bytes;
     }
-    cpu::reduce(call.dtype, call.reduce_op,
-                ReduceArgs{inputs.data(), world_size, elems, bytes_at(call.output, first * elem_bytes), nullptr});
+    writer.timed(segment, elems * elem_bytes, [&] {
+      ReduceArgs args{inputs.data(), world_size, elems, bytes_at(call.output, first * elem_bytes)};
+      cpu::reduce(call.dtype, call.reduce_op, args);
+    });
   }
   // The input buffers must end unread.
   group.publish_step(step_of(num_segments));

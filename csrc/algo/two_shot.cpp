@@ -30,15 +30,18 @@ constexpr uint32_t step_of(int64_t segment) { return static_cast<uint32_t>(segme
 
 template <typename Form>
 void run_segments(ShmGroup& group, Form& shots, int64_t num_segments) {
-  shots.stage(0);
+  const auto timed = [&](void (Form::*step)(int64_t), int64_t segment) {
+    shots.writer().timed(segment, shots.segment_bytes(segment), [&] { (shots.*step)(segment); });
+  };
+  timed(&Form::stage, 0);
   group.announce();  // segment 0 is staged
   for (int64_t segment = 0; segment < num_segments; ++segment) {
-    if (segment + 1 < num_segments) shots.stage(segment + 1);
+    if (segment + 1 < num_segments) timed(&Form::stage, segment + 1);
     if (segment == 0) group.wait_all_announced();
-    shots.reduce(segment);
+    timed(&Form::reduce, segment);
     group.publish_step(step_of(segment));
     group.wait_all_steps(step_of(segment));
-    shots.collect(segment);
+    timed(&Form::collect, segment);
   }
 }
 
@@ -53,12 +56,15 @@ class Shots {
  public:
   Shots(ShmGroup& group, const Collective& call, const Segmentation& segmentation)
       : group_(group),
+        writer_(group, call.op, call.codec.up != CodecId::none, call.num_bytes(), segmentation.num_segments()),
         call_(call),
         segmentation_(segmentation),
         elem_bytes_(static_cast<int64_t>(dtype_size(call.dtype))) {}
 
   int64_t num_segments() const { return segmentation_.num_segments(); }
+  int64_t segment_bytes(int64_t segment) const { return segmentation_.count(segment) * elem_bytes_; }
   int64_t bytes_sent() const { return bytes_sent_; }
+  StagingWriter& writer() { return writer_; }
 
  protected:
   // What `rank` owns of a segment, relative to the segment.
@@ -68,6 +74,7 @@ class Shots {
   uint8_t* output(int64_t elem) const { return bytes_at(call_.output, elem * elem_bytes_); }
 
   ShmGroup& group_;
+  StagingWriter writer_;
   const Collective& call_;
   const Segmentation segmentation_;
   const int64_t elem_bytes_;
@@ -86,8 +93,8 @@ class ExactShots : public Shots {
     for (int owner = 0; owner < group_.world_size(); ++owner) {
       if (owner == group_.rank()) continue;
       const Range range = chunk(segment, owner);
-      copy_bytes(group_.input_buffer(group_.rank(), segment) + range.begin * elem_bytes_,
-                 input(first_elem(segment, range)), range.count() * elem_bytes_);
+      writer_.copy(segment, group_.input_buffer(group_.rank(), segment) + range.begin * elem_bytes_,
+                   input(first_elem(segment, range)), range.count() * elem_bytes_);
       bytes_sent_ += range.count() * elem_bytes_;
     }
   }
@@ -102,7 +109,7 @@ class ExactShots : public Shots {
     }
     cpu::reduce(call_.dtype, call_.reduce_op,
                 ReduceArgs{inputs.data(), group_.world_size(), range.count(), output(first),
-                           group_.result_buffer(group_.rank(), segment)});
+                           group_.result_buffer(group_.rank(), segment), writer_.streams(segment)});
     bytes_sent_ += range.count() * elem_bytes_ * (group_.world_size() - 1);
   }
 
@@ -121,15 +128,18 @@ class EncodedShots : public Shots {
       : Shots(group, call, encoded_segmentation(call.count, group.world_size(), group.buffer_bytes())),
         codec_(call.codec),
         chunk_wire_bytes_(static_cast<int64_t>(wire_bytes(codec_.up, segmentation_.max_chunk_elems()))),
-        accumulator_(scratch.floats(segmentation_.max_chunk_elems())) {}
+        accumulator_(scratch.floats(segmentation_.max_chunk_elems())),
+        encoded_(scratch.bytes(std::max(
+            chunk_wire_bytes_, static_cast<int64_t>(wire_bytes(codec_.down, segmentation_.max_chunk_elems()))))) {}
 
   void stage(int64_t segment) {
     for (int owner = 0; owner < group_.world_size(); ++owner) {
       const Range range = chunk(segment, owner);
       if (range.count() == 0) continue;
       const int64_t first = first_elem(segment, range);
-      cpu::encode(codec_.up, encode_args(input(first), call_.dtype, range.count(), wire(group_.rank(), segment, owner),
-                                         at(codec_.residual, first), static_cast<uint32_t>(group_.rank()), first));
+      encode(segment, codec_.up, wire(group_.rank(), segment, owner),
+             encode_args(input(first), call_.dtype, range.count(), at(codec_.residual, first),
+                         static_cast<uint32_t>(group_.rank()), first));
       if (owner != group_.rank()) bytes_sent_ += static_cast<int64_t>(wire_bytes(codec_.up, range.count()));
     }
   }
@@ -144,9 +154,9 @@ class EncodedShots : public Shots {
     if (call_.reduce_op == ReduceOp::avg) {
       cpu::divide(accumulator_, range.count(), static_cast<float>(group_.world_size()));
     }
-    cpu::encode(codec_.down,
-                encode_args(accumulator_, DType::float32, range.count(), group_.result_buffer(group_.rank(), segment),
-                            at(codec_.owner_residual, first), owner_random_stream(), first));
+    encode(segment, codec_.down, group_.result_buffer(group_.rank(), segment),
+           encode_args(accumulator_, DType::float32, range.count(), at(codec_.owner_residual, first),
+                       owner_random_stream(), first));
     bytes_sent_ += static_cast<int64_t>(wire_bytes(codec_.down, range.count())) * (group_.world_size() - 1);
   }
 
@@ -166,13 +176,18 @@ class EncodedShots : public Shots {
   // `rank` of the random numbers that round sums: no rank's own, and the same whoever owns the chunk.
   uint32_t owner_random_stream() const { return static_cast<uint32_t>(group_.world_size()); }
   static float* at(float* values, int64_t elem) { return values == nullptr ? nullptr : values + elem; }
-  EncodeArgs encode_args(const void* input, DType dtype, int64_t num_elems, uint8_t* wire, float* residual,
-                         uint32_t random_stream, int64_t first) const {
+  void encode(int64_t segment, CodecId codec, uint8_t* wire, EncodeArgs args) const {
+    const bool streams = writer_.streams(segment);
+    args.wire = streams ? encoded_ : wire;
+    cpu::encode(codec, args);
+    if (streams) stream_copy(wire, encoded_, wire_bytes(codec, args.num_elems));
+  }
+  EncodeArgs encode_args(const void* input, DType dtype, int64_t num_elems, float* residual, uint32_t random_stream,
+                         int64_t first) const {
     EncodeArgs args;
     args.input = input;
     args.input_dtype = dtype;
     args.num_elems = num_elems;
-    args.wire = wire;
     args.residual = residual;
     args.rounding = codec_.rounding;
     args.seed = codec_.seed;
@@ -185,6 +200,7 @@ class EncodedShots : public Shots {
   const CodecOptions& codec_;
   const int64_t chunk_wire_bytes_;
   float* const accumulator_;
+  uint8_t* const encoded_;
 };
 
 template <typename Form>

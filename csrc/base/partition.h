@@ -41,9 +41,10 @@ class Segmentation {
   constexpr int64_t num_segments() const { return std::max<int64_t>(1, ceil_div(num_elems_, segment_elems())); }
   // Index of the segment's first element in the array.
   constexpr int64_t begin(int64_t segment) const { return segment * segment_elems(); }
+  constexpr int64_t count(int64_t segment) const { return std::min(segment_elems(), num_elems_ - begin(segment)); }
   // The elements that `rank` owns, counted from begin(segment).
   constexpr Range chunk(int64_t segment, int rank) const {
-    return chunk_of(std::min(segment_elems(), num_elems_ - begin(segment)), world_size_, rank, granule_);
+    return chunk_of(count(segment), world_size_, rank, granule_);
   }
 
  private:

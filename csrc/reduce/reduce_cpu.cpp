@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/convert.h"
+#include "base/stream_copy.h"
 #include "reduce/kernels.h"
 #include "reduce/reduce_math.h"
 
@@ -168,7 +169,10 @@ void reduce(const ReduceArgs& args) {
     }
     finish_output(output, count, scratch[0]);
     if (args.second_output != nullptr) {
-      memcpy(static_cast<Element<T>*>(args.second_output) + begin, output, static_cast<size_t>(count) * sizeof(T));
+      void* const copy = static_cast<Element<T>*>(args.second_output) + begin;
+      const size_t num_bytes = static_cast<size_t>(count) * sizeof(T);
+      args.stream_second_output ? stream_copy(copy, output, num_bytes)
+                                : static_cast<void>(memcpy(copy, output, num_bytes));
     }
   }
 }

@@ -161,9 +161,26 @@ void ShmGroup::check_descriptor(int peer, uint32_t seq, const Descriptor& mine) 
                     low == rank_ ? their_text : my_text, ". No data was reduced. ", kLost)));
 }
 
+void ShmGroup::vote_streaming(int kind, bool streaming) {
+  const uint64_t bit = uint64_t{1} << kind;
+  std::atomic<uint64_t>& votes = line(rank_).store_votes;  // no other rank writes it
+  const uint64_t others = votes.load(std::memory_order_relaxed) & ~bit;
+  votes.store(others | (streaming ? bit : 0), std::memory_order_relaxed);
+}
+
+bool ShmGroup::peers_want_streaming(int kind) const {
+  int wanting = 0;
+  for (int peer = 0; peer < world_size_; ++peer) {
+    if (peer == rank_) continue;
+    wanting += static_cast<int>(line(peer).store_votes.load(std::memory_order_relaxed) >> kind & 1u);
+  }
+  return 2 * wanting > world_size_ - 1;
+}
+
 // ---- flags ---------------------------------------------------------------------------------------
 
 void ShmGroup::set_flag(Flag& flag, uint32_t value) {
+  stream_fence();
   // Sequentially consistent with the sleeper's increment: either the sleeper sees the new value or
   // this sees the sleeper.
   flag.value.store(value, std::memory_order_seq_cst);

@@ -13,7 +13,7 @@ namespace ringcomm {
 
 constexpr size_t kCacheLine = 64;
 constexpr uint64_t kControlMagic = 0x31304D4D4F434352ull;  // "RCCOMM01" in memory
-constexpr uint32_t kSharedLayoutVersion = 2;
+constexpr uint32_t kSharedLayoutVersion = 3;
 constexpr int kMaxRanks = 128;
 
 // A monotonic counter with one writer. Readers wait until it reaches a value (wrap-safe); it is
@@ -40,7 +40,8 @@ struct alignas(kCacheLine) RankLine {
   std::atomic<int32_t> pid;
   std::atomic<uint32_t> entered_seq;    // the collective this rank is in or was in last
   std::atomic<uint32_t> completed_seq;  // the last one it finished
-  char pad2[kCacheLine - 16];
+  std::atomic<uint64_t> store_votes;    // bit StoreTuner::kind_of(): peers should use streaming stores
+  char pad2[kCacheLine - 24];
 };
 static_assert(sizeof(RankLine) == 2 * kCacheLine, "wire layout");
 
