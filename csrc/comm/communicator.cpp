@@ -26,7 +26,8 @@ uint64_t watched_fork_count() {
 void copy_alone(const Collective& call) {
   const void* from = call.sends.empty() ? call.input : call.sends[0].data;
   void* to = call.receives.empty() ? call.output : call.receives[0].data;
-  copy_bytes(to, from, call.num_bytes());
+  const int64_t count = call.receives.empty() ? call.count : call.receives[0].count;
+  copy_bytes(to, from, count * static_cast<int64_t>(dtype_size(call.dtype)));
 }
 
 Patience patience_of(const Collective& call) {

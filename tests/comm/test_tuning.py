@@ -168,9 +168,13 @@ def test_what_breaks_the_rules_is_named(content: Any, expected: str) -> None:
 
 def test_limits_are_checked_by_the_core_as_well() -> None:
     with pytest.raises(UsageError, match="expected 0 to 100"):
-        _core.choose_algo(_core.OPS["reduce"], 10, 2, False, False, 100, [(_core.OPS["reduce"], 101)])
+        _core.choose_algo(
+            _core.OPS["reduce"], 10, 2, False, False, 100, [(_core.OPS["reduce"], 101)]
+        )
     with pytest.raises(UsageError, match="barrier has no limit"):
-        _core.choose_algo(_core.OPS["reduce"], 10, 2, False, False, 100, [(_core.OPS["barrier"], 1)])
+        _core.choose_algo(
+            _core.OPS["reduce"], 10, 2, False, False, 100, [(_core.OPS["barrier"], 1)]
+        )
 
 
 def test_writers_do_not_disturb_each_other(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import mmap
 import os
 import struct
 import time
-from itertools import chain
 from typing import Any
 
 from ringcomm import Communicator, _core, bootstrap, comm
@@ -16,13 +15,18 @@ ENTERED_SEQ = 72
 
 _pages: dict[int, mmap.mmap] = {}  # by process
 _slabs: dict[int, list[mmap.mmap]] = {}  # by process, then by rank
+_wanted: set[int] = set()  # processes that want the slabs of their next communicator
 _original = comm.rendezvous
 
 
 def _keep_page(*args: Any, **kwargs: Any) -> Any:
     endpoints = _original(*args, **kwargs)
     _pages[os.getpid()] = _map(endpoints.control_fd)
-    _slabs[os.getpid()] = [_map(fd) for fd in endpoints.staging_fds]
+    if (
+        os.getpid() in _wanted
+    ):  # a descriptor each, so only for the communicator that they are wanted of
+        _wanted.remove(os.getpid())
+        _slabs[os.getpid()] = [_map(fd) for fd in endpoints.staging_fds]
     return endpoints
 
 
@@ -34,18 +38,14 @@ def _map(fd: int) -> mmap.mmap:
         os.close(copy)
 
 
-def keep_pages() -> None:
-    """From now on :func:`page` finds the page of this process's newest communicator."""
+def keep_pages(slabs: bool = False) -> None:
+    """From now on :func:`page` finds the page of this process's newest communicator.
+
+    ``slabs``: :func:`wait_until_inside` finds the staging slabs of its next one.
+    """
     comm.rendezvous = _keep_page
-
-
-def drop_pages() -> None:
-    """Closes what an earlier test kept: each mapping holds a descriptor."""
-    comm.rendezvous = _original
-    for mapping in (*_pages.values(), *chain.from_iterable(_slabs.values())):
-        mapping.close()
-    _pages.clear()
-    _slabs.clear()
+    if slabs:
+        _wanted.add(os.getpid())
 
 
 def page() -> mmap.mmap:

@@ -26,7 +26,6 @@ import numpy as np
 from ringcomm import Communicator
 from ringcomm.errors import PeerLostError, RingcommError
 from ringcomm.store import TCPStore
-from tests.faults import control_page
 from tests.worlds import RankFailure, Worlds, join, open_descriptors
 
 PHASES = ("set-up", "running", "running", "running", "closing")
@@ -125,7 +124,6 @@ def be_a_rank(
     rank: int, world_size: int, port: int, seed: int, limit: int | None
 ) -> dict[str, Any]:
     """Joins, calls collectives (``limit`` of them or for ever) and says how it ended."""
-    control_page.drop_pages()
     gc.collect()  # what an earlier test's exception held
     before = open_descriptors()
     where, done = "set-up", 0

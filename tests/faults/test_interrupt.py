@@ -37,7 +37,7 @@ WAITS: dict[str, Callable[[Communicator], Any]] = {
 
 def wait_for_a_signal(rank: int, port: int, what: str) -> None:
     """Rank 0 waits and gets the signal, rank 2 waits for it, too, rank 1 comes afterwards."""
-    control_page.keep_pages()
+    control_page.keep_pages(slabs=True)
     store = TCPStore(port=port, is_server=False, timeout=20)
     with join(rank, 3, port, timeout=60.0) as comm:
         comm.barrier()

@@ -89,7 +89,7 @@ WAITS: dict[str, Callable[[Communicator], Any]] = {
 
 
 def wait_for_the_dead(rank: int, port: int, what: str) -> tuple[str, float]:
-    control_page.keep_pages()
+    control_page.keep_pages(slabs=True)
     with join(rank, 3, port) as comm:
         comm.barrier()
         if rank == 1:
@@ -242,7 +242,7 @@ def test_a_stopped_peer_is_named_at_the_deadline(worlds: Worlds, deadline: float
 
 
 def abort_while_waiting(rank: int, port: int) -> tuple[str, float, float]:
-    control_page.keep_pages()
+    control_page.keep_pages(slabs=True)
     with join(rank, 3, port, timeout=60.0) as comm:
         comm.barrier()
         called = 0.0
@@ -278,7 +278,7 @@ def test_abort_frees_everybody_who_waits_for_a_message(worlds: Worlds) -> None:
 
 
 def answer_in_a_handler(rank: int, port: int) -> None:
-    control_page.keep_pages()
+    control_page.keep_pages(slabs=True)
     store = TCPStore(port=port, is_server=False, timeout=20)
     with join(rank, 2, port, timeout=20.0) as comm:
         comm.barrier()
