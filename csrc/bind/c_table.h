@@ -52,8 +52,8 @@ typedef struct rc_call {
   int32_t op;
   int32_t dtype;
   int32_t reduce_op;
-  int32_t algo;  // -1: the table chooses
-  int32_t root;  // -1 where there is none
+  int32_t algo;             // -1: the table chooses
+  int32_t root;             // -1 where there is none
   uint32_t wait_all_ranks;  // monitored_barrier: an error says of every late rank where it is
   int64_t count;
   const void* input;

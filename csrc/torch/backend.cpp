@@ -151,9 +151,8 @@ c10::intrusive_ptr<RingWork> RingBackend::make_work(const Operation& operation, 
 RingBackend::WorkPtr RingBackend::launch(Operation operation, bool async_op, std::chrono::milliseconds timeout) {
   const uint64_t seq = ++seq_;
   for (rc_call& call : operation.calls) call.timeout_s = timeout.count() > 0 ? seconds(timeout) : 0;
-  return recorded(operation, seq, false, pg_uid_, pg_desc_, rank_, size_, [&] {
-    return async_op ? queue(std::move(operation), seq) : run_now(operation, seq);
-  });
+  return recorded(operation, seq, false, pg_uid_, pg_desc_, rank_, size_,
+                  [&] { return async_op ? queue(std::move(operation), seq) : run_now(operation, seq); });
 }
 
 RingBackend::WorkPtr RingBackend::run_now(Operation& operation, uint64_t seq) {

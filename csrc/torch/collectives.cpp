@@ -111,9 +111,10 @@ void RingBackend::add_all_gather(Operation& operation, at::ArrayRef<at::Tensor> 
 
 void RingBackend::add_all_gather(Operation& operation, const at::Tensor& output, const at::Tensor& input) const {
   operation.check_same_type(output, input);
-  operation.check(output.numel() == input.numel() * size_, "invalid tensor size: output tensor size must be equal to "
-                  "world_size times input tensor size, got ", output.numel(), " and ", input.numel(), " for ", size_,
-                  " ranks");
+  operation.check(output.numel() == input.numel() * size_,
+                  "invalid tensor size: output tensor size must be equal to "
+                  "world_size times input tensor size, got ",
+                  output.numel(), " and ", input.numel(), " for ", size_, " ranks");
   const void* from = operation.read(input);
   void* to = operation.write(output);
   rc_call& call = operation.move(core_->ops().all_gather, input, input.numel());
@@ -174,9 +175,10 @@ RingBackend::WorkPtr RingBackend::allgather_into_tensor_coalesced(Tensors& outpu
 void RingBackend::add_reduce_scatter(Operation& operation, const at::Tensor& output, const at::Tensor& input,
                                      const c10d::ReduceOp& reduce_op) const {
   operation.check_same_type(output, input);
-  operation.check(input.numel() == output.numel() * size_, "invalid tensor size: input tensor must be the same size as "
-                  "output size times world size, got ", input.numel(), " and ", output.numel(), " for ", size_,
-                  " ranks");
+  operation.check(input.numel() == output.numel() * size_,
+                  "invalid tensor size: input tensor must be the same size as "
+                  "output size times world size, got ",
+                  input.numel(), " and ", output.numel(), " for ", size_, " ranks");
   const void* from = operation.read(input);
   void* to = operation.write(output);
   rc_call& call = operation.reduce(core_->ops().reduce_scatter, input, output.numel(), reduce_op);
@@ -226,8 +228,7 @@ RingBackend::WorkPtr RingBackend::reduce_scatter_tensor_coalesced(Tensors& outpu
                                                                   const c10d::ReduceScatterOptions& options) {
   Operation operation(*core_, OpType::COALESCED, "ringcomm:reduce_scatter_tensor", "reduce_scatter_tensor_coalesced");
   operation.check(outputs.size() == inputs.size(), "requires input/output tensor lists to have the same length");
-  for (size_t i = 0; i < inputs.size(); ++i)
-    add_reduce_scatter(operation, outputs[i], inputs[i], options.reduceOp);
+  for (size_t i = 0; i < inputs.size(); ++i) add_reduce_scatter(operation, outputs[i], inputs[i], options.reduceOp);
   operation.inputs = inputs;
   operation.outputs = outputs;
   return launch(std::move(operation), options.asyncOp, options.timeout);
@@ -241,8 +242,7 @@ RingBackend::WorkPtr RingBackend::gather(std::vector<Tensors>& outputs, Tensors&
   check_root(operation, options.rootRank);
   const at::Tensor& input = only(operation, inputs, "input ");
   const void* from = operation.read(input);
-  rc_call& call =
-      operation.move(core_->ops().gather, input, input.numel(), static_cast<int>(options.rootRank));
+  rc_call& call = operation.move(core_->ops().gather, input, input.numel(), static_cast<int>(options.rootRank));
   call.input = from;
   if (options.rootRank == rank_) {
     const Tensors& parts = only(operation, outputs, "output", size_);
@@ -262,8 +262,7 @@ RingBackend::WorkPtr RingBackend::scatter(Tensors& outputs, std::vector<Tensors>
   check_root(operation, options.rootRank);
   const at::Tensor& output = only(operation, outputs, "output ");
   void* to = operation.write(output);
-  rc_call& call =
-      operation.move(core_->ops().scatter, output, output.numel(), static_cast<int>(options.rootRank));
+  rc_call& call = operation.move(core_->ops().scatter, output, output.numel(), static_cast<int>(options.rootRank));
   call.output = to;
   if (options.rootRank == rank_) {
     const Tensors& parts = only(operation, inputs, "input", size_);
@@ -303,7 +302,8 @@ RingBackend::WorkPtr RingBackend::alltoall_base(at::Tensor& output, at::Tensor& 
     const int64_t per_row = rows == 0 ? 0 : tensor.numel() / rows;
     if (splits.empty()) {
       operation.check(rows % size_ == 0, "invalid ", what, " size: the first dimension, ", rows,
-                      ", does not divide equally across ", size_, " ranks (Tensor's dim 0 does not divide equally "
+                      ", does not divide equally across ", size_,
+                      " ranks (Tensor's dim 0 does not divide equally "
                       "across group size)");
       return std::vector<int64_t>(static_cast<size_t>(size_), tensor.numel() / size_);
     }
@@ -314,10 +314,10 @@ RingBackend::WorkPtr RingBackend::alltoall_base(at::Tensor& output, at::Tensor& 
       total += split;
       items.push_back(split * per_row);
     }
-    operation.check(splits.size() == static_cast<size_t>(size_), "invalid number of ", what, " splits: ",
-                    splits.size(), " (Number of tensor splits not equal to group size ", size_, ")");
-    operation.check(total == rows, "invalid ", what, " splits: they add up to ", total,
-                    ", the first dimension is ", rows, " (Split sizes doesn't match total dim 0 size)");
+    operation.check(splits.size() == static_cast<size_t>(size_), "invalid number of ", what, " splits: ", splits.size(),
+                    " (Number of tensor splits not equal to group size ", size_, ")");
+    operation.check(total == rows, "invalid ", what, " splits: they add up to ", total, ", the first dimension is ",
+                    rows, " (Split sizes doesn't match total dim 0 size)");
     return items;
   };
   const std::vector<int64_t> sent = items_by_rank(input, input_splits, "input");
@@ -370,9 +370,8 @@ RingBackend::WorkPtr RingBackend::send(Tensors& tensors, int to_rank, int tag) {
   const void* data = operation.read(tensor);
   const int64_t num_bytes = static_cast<int64_t>(tensor.nbytes());
   operation.inputs = operation.outputs = tensors;
-  return start_message(std::move(operation), [=](rc_done done, void* context) {
-    core_->send(data, num_bytes, to_rank, tag, done, context);
-  });
+  return start_message(std::move(operation),
+                       [=](rc_done done, void* context) { core_->send(data, num_bytes, to_rank, tag, done, context); });
 }
 
 RingBackend::WorkPtr RingBackend::recv(Tensors& tensors, int from_rank, int tag) {
@@ -439,8 +438,8 @@ at::Tensor RingBackend::sum_of_sparse(const at::Tensor& tensor, std::chrono::mil
   at::Tensor sum = at::zeros_like(mine);
   for (int rank = 0; rank < size_; ++rank) {
     const int64_t count = by_rank[static_cast<size_t>(rank) * num_facts];
-    sum = sum + at::sparse_coo_tensor(all_indices[rank].narrow(0, 0, count).t(),
-                                      all_values[rank].narrow(0, 0, count), mine.sizes(), mine.options());
+    sum = sum + at::sparse_coo_tensor(all_indices[rank].narrow(0, 0, count).t(), all_values[rank].narrow(0, 0, count),
+                                      mine.sizes(), mine.options());
   }
   return sum.coalesce();
 }

@@ -106,10 +106,11 @@ Core::Core(const rc_table* table, rc_comm* comm) : table_(table), comm_(nullptr)
               "ringcomm._core and ringcomm._c10d do not fit together (interface ", table->version, " and ",
               RC_TABLE_VERSION, "): reinstall ringcomm");
   comm_ = table->retain(comm);
-  ops_ = {table->op_id("barrier"),    table->op_id("monitored_barrier"), table->op_id("all_reduce"),
-          table->op_id("broadcast"),  table->op_id("all_gather"),        table->op_id("reduce_scatter"),
-          table->op_id("reduce"),     table->op_id("gather"),            table->op_id("scatter"),
-          table->op_id("all_to_all")};
+  ops_ = {table->op_id("barrier"),    table->op_id("monitored_barrier"),
+          table->op_id("all_reduce"), table->op_id("broadcast"),
+          table->op_id("all_gather"), table->op_id("reduce_scatter"),
+          table->op_id("reduce"),     table->op_id("gather"),
+          table->op_id("scatter"),    table->op_id("all_to_all")};
   bytes_ = table->dtype_id("uint8");
 }
 

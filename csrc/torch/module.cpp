@@ -1,7 +1,6 @@
 // ringcomm._c10d: built against one torch, with the pybind11 inside that torch.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
-
 #include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 

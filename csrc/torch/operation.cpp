@@ -74,8 +74,7 @@ rc_call& Operation::reduce(int32_t op, const at::Tensor& like, int64_t num_items
   if (reduce_op.op_ == c10d::ReduceOp::PREMUL_SUM) {
     const auto* supplement = dynamic_cast<const c10d::PreMulSumSupplement*>(reduce_op.supplement_.get());
     check(supplement != nullptr, "invalid reduce operation: PREMUL_SUM without its factor");
-    factor = supplement->tensor_factor.defined() ? supplement->tensor_factor.item<double>()
-                                                 : supplement->double_factor;
+    factor = supplement->tensor_factor.defined() ? supplement->tensor_factor.item<double>() : supplement->double_factor;
   }
   rc_call& call = add(op, core_.reduced(like.scalar_type()), num_items, root);
   call.reduce_op = reduce_op_id;

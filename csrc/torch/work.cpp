@@ -45,8 +45,8 @@ bool RingWork::wait(std::chrono::milliseconds timeout) {
     if (cv_.wait_for(lock, slice, [this] { return completed_; })) break;
     lock.unlock();
     if (::getpid() != pid_) {
-      C10_THROW_ERROR(DistBackendError,
-                      c10::str(title_, " #", seq_, " belongs to the parent process; a forked child cannot wait for it"));
+      C10_THROW_ERROR(DistBackendError, c10::str(title_, " #", seq_,
+                                                 " belongs to the parent process; a forked child cannot wait for it"));
     }
     try {
       check_python_signals();
@@ -66,8 +66,7 @@ c10::intrusive_ptr<c10::ivalue::Future> RingWork::getFuture() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     if (!future_) {
-      future_ =
-          c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()));
+      future_ = c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()));
     }
     settle_now = completed_ && !std::exchange(settled_, completed_ || settled_);
   }

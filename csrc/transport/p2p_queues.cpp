@@ -270,11 +270,11 @@ std::string P2pQueues::describe(const P2pOp& op) const {
 }
 
 void P2pQueues::fail_mismatch(const P2pOp& receive, const Arrival& arrival) {
-  group_.fail(
-      Error(ErrorKind::mismatch,
-            concat("ranks of group '", group_.name(), "' disagree about a message: rank ", arrival.source,
-                   " called send of ", arrival.header.num_bytes, " bytes with tag ", arrival.header.tag, " to rank ",
-                   rank_, ", rank ", rank_, " called ", describe(receive), ". Nothing was received. ", kCommunicatorLost)));
+  group_.fail(Error(
+      ErrorKind::mismatch,
+      concat("ranks of group '", group_.name(), "' disagree about a message: rank ", arrival.source, " called send of ",
+             arrival.header.num_bytes, " bytes with tag ", arrival.header.tag, " to rank ", rank_, ", rank ", rank_,
+             " called ", describe(receive), ". Nothing was received. ", kCommunicatorLost)));
 }
 
 void P2pQueues::fail_deadline(const P2pOp& op) {
@@ -283,12 +283,13 @@ void P2pQueues::fail_deadline(const P2pOp& op) {
       any ? std::string("no rank sent it")
           : concat(group_.name_with_pid(op.peer), " did not ", op.is_send ? "receive it" : "send it");
   const std::string where = any || op.peer == rank_ ? std::string() : concat("; ", group_.where_is(op.peer));
-  group_.fail(Error(
-      ErrorKind::deadline,
-      concat(who, " within ", static_cast<double>(group_.timeout().count()) / 1e9, " s: rank ", rank_, " waits in ",
-             describe(op), " of group '", group_.name(), "'", where,
-             ". Look for a call with another tag or rank, one that is missing or slow, or raise timeout=. ", kCommunicatorLost),
-      op.peer));
+  group_.fail(
+      Error(ErrorKind::deadline,
+            concat(who, " within ", static_cast<double>(group_.timeout().count()) / 1e9, " s: rank ", rank_,
+                   " waits in ", describe(op), " of group '", group_.name(), "'", where,
+                   ". Look for a call with another tag or rank, one that is missing or slow, or raise timeout=. ",
+                   kCommunicatorLost),
+            op.peer));
 }
 
 void P2pQueues::fail_left(const P2pOp& op, int rank) {

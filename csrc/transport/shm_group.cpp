@@ -332,9 +332,9 @@ void ShmGroup::fail_monitored(int peer) {
   }
   fail(Error(ErrorKind::deadline,
              concat(late.size(), " of ", world_size_, " ranks did not come within ",
-                    static_cast<double>(call_timeout().count()) / 1e9, " s to ", describe(entering_, barrier), " of group '",
-                    name_, "': ", names, ". Look for a rank that takes another path or is slow, or raise timeout=. ",
-                    kCommunicatorLost),
+                    static_cast<double>(call_timeout().count()) / 1e9, " s to ", describe(entering_, barrier),
+                    " of group '", name_, "': ", names,
+                    ". Look for a rank that takes another path or is slow, or raise timeout=. ", kCommunicatorLost),
              late.front()));
 }
 

@@ -3,12 +3,11 @@
 import random
 import time
 import zlib
-from typing import Any
 
 import numpy as np
 import pytest
 
-from ringcomm import Communicator, _core, reference
+from ringcomm import Communicator, reference
 from ringcomm.bootstrap import DEFAULT_BUFFER_KIB
 from ringcomm.errors import UsageError
 from tests.comm.oracle import (
