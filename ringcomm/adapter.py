@@ -123,16 +123,21 @@ def _compile(source: Path, folder: Path, library: Path) -> None:
     build = folder / "build"
     build.mkdir(exist_ok=True)
     (build / "lock").unlink(missing_ok=True)  # torch's own, if an earlier attempt was killed
+    # One translation unit: reading torch's headers is nearly all the work.
+    whole = build / "whole.cpp"
+    parts = sorted((source / "torch").glob("*.cpp"))
+    whole.write_text("".join(f'#include "torch/{part.name}"\n' for part in parts))
     try:
         from torch.utils import cpp_extension
 
         with _tools_on_path():
             cpp_extension.load(
                 name="_c10d",
-                sources=[str(path) for path in sorted((source / "torch").glob("*.cpp"))],
+                sources=[str(whole)],
                 extra_include_paths=[str(source)],
                 extra_cflags=["-O2", "-fvisibility=hidden"],
                 build_directory=str(build),
+                is_python_module=False,  # else it would be initialised here, too
             )
     except Exception as error:
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]

@@ -436,8 +436,8 @@ class _Host:
 
 
 _SPANS_HOSTS = (
-    "a ringcomm communicator lives inside one host. Across hosts use a torch process group (gloo, nccl, mpi) "
-    "and ringcomm.attach(model, transport='torch')"
+    "a ringcomm communicator lives inside one host. Across hosts use a torch process group, as of "
+    "dist.init_process_group('cpu:gloo') or nccl, and ringcomm.attach(model, transport='torch')"
 )
 
 
