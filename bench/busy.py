@@ -10,6 +10,8 @@ from bench.world import World
 
 __all__ = ["Watch"]
 
+SHORTEST = 0.25  # seconds
+
 
 class Watch:
     """Begins to count when it is made; collective, like :meth:`others`."""
@@ -19,8 +21,11 @@ class Watch:
         self._cores = os.cpu_count() or 1
         self._start = (time.monotonic(), _busy_seconds(), time.process_time())
 
-    def others(self) -> float:
-        """Processor time that other processes, and the hypervisor, took since: a share of all cores."""
+    def others(self) -> float | None:
+        """Processor time that other processes, and the hypervisor, took since: a share of all cores.
+
+        None if too little time has passed to tell: the kernel counts in ticks of 10 ms.
+        """
         elapsed, busy, own = (
             now - then
             for now, then in zip(
@@ -28,8 +33,9 @@ class Watch:
             )
         )
         (ours,) = self._world.sum([own])
-        (share,) = self._world.maximum([(busy - ours) / max(elapsed, 1e-9) / self._cores])
-        return max(0.0, share)
+        share = (busy - ours) / max(elapsed, 1e-9) / self._cores
+        share, elapsed = self._world.maximum([share, elapsed])
+        return max(0.0, share) if elapsed >= SHORTEST else None
 
 
 def _busy_seconds() -> float:

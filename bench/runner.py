@@ -124,11 +124,11 @@ def run_case(
             )
     others = _measure(world, entries, args)
     for _ in range(args.tries - 1):
-        if others <= QUIET:
+        if others is None or others <= QUIET:
             break
         before = [entry.samples for entry in entries]
         again = _measure(world, entries, args)
-        if again < others:
+        if again is not None and again < others:
             others = again
         else:
             for entry, samples in zip(entries, before, strict=True):
@@ -136,8 +136,8 @@ def run_case(
     return _rows(world, entries, args, others)
 
 
-def _measure(world: World, entries: list[Entry], args: argparse.Namespace) -> float:
-    """Takes the samples; returns the share of the machine that other processes had meanwhile."""
+def _measure(world: World, entries: list[Entry], args: argparse.Namespace) -> float | None:
+    """Takes the samples; returns the share of the machine that other processes had, if that is known."""
     gc.collect()
     gc.disable()
     try:
@@ -168,7 +168,7 @@ def _measure(world: World, entries: list[Entry], args: argparse.Namespace) -> fl
 
 
 def _rows(
-    world: World, entries: list[Entry], args: argparse.Namespace, others: float
+    world: World, entries: list[Entry], args: argparse.Namespace, others: float | None
 ) -> list[dict[str, Any]]:
     rows = []
     for entry in entries:
@@ -201,7 +201,7 @@ def _rows(
                 "wire_bytes": entry.facts.get("wire_bytes"),
                 "error": world.maximum([entry.error or 0.0])[0] if verified else None,
                 "#wrong": world.total(entry.wrong or 0) if verified else None,
-                "others": others * 100,
+                "others": None if others is None else others * 100,
                 "samples_us": [round(sample * 1e6, 2) for sample in samples],
             }
         )

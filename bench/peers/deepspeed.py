@@ -97,7 +97,7 @@ class DeepSpeed(Contender):
         if case.op != "all_reduce" or case.redop != "sum":
             raise Unsupported("its operator is an all_reduce of sums")
         if self._level < LEVELS.get(case.dtype_name, 9):
-            raise Unsupported(f"its operator does not add {case.dtype_name} on this processor")
+            raise Unsupported(f"its operator does not add {case.dtype_name} (here)")
         if case.num_bytes >= 1 << 31:
             raise Unsupported("its operator counts bytes in 32 bits")
         operator = torch.ops.deepspeed.inference_all_reduce_.default

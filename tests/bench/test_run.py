@@ -58,6 +58,7 @@ def test_a_run_measures_all_that_is_there_and_names_what_is_not(tmp_path: Path) 
         )
     assert "tests.bench.absent: not measured: it is not installed, for a test" in document["notes"]
     assert "# tests.bench.absent: not measured" in done.stdout
+    assert all(row["others"] is None or 0 <= row["others"] <= 100 for row in document["rows"])
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
