@@ -65,6 +65,13 @@ def is_zero(ptr: int, num_bytes: int) -> bool: ...
 def dlpack_view(
     capsule: Any,
 ) -> tuple[int, int, int, int, tuple[int, ...], tuple[int, ...], bool, bool, int, int]: ...
+def array_viewer(
+    exchange_api: Any,
+    view_type: type,
+    dtypes: Sequence[tuple[int, int, int]],
+    library: str,
+    fallback: Callable[[Any, bool, str], Any],
+) -> Callable[[Any, bool, str], Any]: ...
 def array_struct_view(capsule: Any) -> tuple[int, int]: ...
 
 # -- communicator --

@@ -366,6 +366,16 @@ def _numpy_dtype(name: str) -> Any:
 # ---- DLPack --------------------------------------------------------------------------------------
 
 
+def _fast_viewer(array_type: type, library: str, viewer: "_Viewer") -> "_Viewer":
+    """``viewer``, behind a short cut for ordinary arrays where the library has DLPack's C functions."""
+    exchange_api = getattr(array_type, "__dlpack_c_exchange_api__", None)
+    if exchange_api is None:
+        return viewer
+    dtypes = [(*key, _core.DTYPES[name]) for key, name in _DLPACK_DTYPES.items()]
+    fast: _Viewer = _core.array_viewer(exchange_api, ArrayView, dtypes, library, viewer)
+    return fast
+
+
 class _DlpackOwner:
     """Keeps the exporting array and its capsule alive."""
 
@@ -465,8 +475,8 @@ def _find_viewer(x: Any, role: str) -> _Viewer:
         torch = sys.modules["torch"]
         if not _torch_dtypes:
             _load_torch_dtypes(torch)
-            _VIEWERS[torch.Tensor] = _view_torch
-            _VIEWERS[torch.nn.Parameter] = _view_torch
+            viewer = _fast_viewer(torch.Tensor, "torch", _view_torch)
+            _VIEWERS[torch.Tensor] = _VIEWERS[torch.nn.Parameter] = viewer
         return _VIEWERS.get(type(x), _view_torch_subclass)
     if isinstance(x, np.ndarray):
         return _view_numpy_subclass

@@ -55,7 +55,7 @@ struct Collective {
   // By rank; empty where an operation has none.
   //   scatter (root), all_to_all, reduce_scatter of a list        what goes to each rank
   //   gather (root), all_to_all, all_gather into a list           what comes from each rank
-  // reduce_scatter and all_gather without them use input and output as one array.
+  // reduce_scatter, all_gather and all_to_all without them use input and output as one array.
   std::vector<SendPart> sends;
   std::vector<ReceivePart> receives;
   CodecOptions codec;

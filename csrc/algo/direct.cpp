@@ -5,6 +5,7 @@
 //                                  everybody's array (reduce: into the root's)
 //             broadcast            copy the root's array
 //             all_gather           copy every rank's array
+//             all_to_all           copy the own part of every rank's array
 //             reduce_scatter       sum the own part over all arrays in rank order
 //             publish, wait for all
 // Wire bytes  all_reduce: 2 (n-1)/n x array, the least that moves at all; the others what they hand over
@@ -106,6 +107,15 @@ int64_t direct(ShmGroup& group, const Collective& call) {
         copy_bytes(call.part_from(peer), arrays.of(peer), call.num_bytes());
       }
       break;
+    case OpKind::all_to_all: {
+      const int64_t part_bytes = call.num_bytes() / world_size;
+      for (int hop = 0; hop < world_size; ++hop) {
+        const int peer = (group.rank() + hop) % world_size;
+        copy_bytes(bytes_at(call.output, peer * part_bytes), arrays.of(peer) + group.rank() * part_bytes, part_bytes);
+      }
+      bytes_sent = part_bytes * others;
+      break;
+    }
     default:  // reduce_scatter; check_algo() lets nothing else through
       reduce_own_part(group, call, arrays);
   }

@@ -56,7 +56,7 @@ class Exchange {
     check_counts();
     find_incoming();
     if (max_segments_ > 1) {
-      writer_.emplace(group_, op_, false, max_segments_ * group_.buffer_bytes(), max_segments_ - 1);
+      staging_.emplace(group_, op_, false, max_segments_ * group_.buffer_bytes(), max_segments_ - 1);
     }
     const size_t self = static_cast<size_t>(rank_);
     copy_bytes(receives_[self].data, sends_[self].data, sends_[self].count * elem_bytes_);
@@ -135,11 +135,11 @@ class Exchange {
       const Range range = outgoing_[dest].range(segment);
       uint8_t* const to = place(rank_, is_inline_, segment) + outgoing_[dest].offset;
       const uint8_t* const from = bytes_at(sends_[dest].data, range.begin);
-      if (!writer_) {
+      if (segment == 0) {
         copy_bytes(to, from, range.count());
-        continue;
+      } else {
+        staging_->timed(segment - 1, range.count(), [&] { staging_->write(segment - 1, to, from, range.count()); });
       }
-      writer_->timed(segment - 1, range.count(), [&] { writer_->copy(segment - 1, to, from, range.count()); });
     }
   }
 
@@ -151,9 +151,12 @@ class Exchange {
     if (!reads) return;
     const Range range = incoming.lane.range(segment);
     uint8_t* const to = bytes_at(receives_[static_cast<size_t>(peer)].data, range.begin);
-    const uint8_t* const from = place(peer, incoming.is_inline, segment) + incoming.lane.offset;
+    uint8_t* const from = place(peer, incoming.is_inline, segment) + incoming.lane.offset;
     if (segment == 0) return copy_bytes(to, from, range.count());
-    writer_->timed(segment - 1, range.count(), [&] { copy_bytes(to, from, range.count()); });
+    staging_->timed(segment - 1, range.count(), [&] {
+      copy_bytes(to, from, range.count());
+      staging_->has_read(segment - 1, from, range.count());
+    });
   }
 
   ShmGroup& group_;
@@ -166,11 +169,11 @@ class Exchange {
   std::vector<ReceivePart> receives_;  // by rank
   std::vector<ExchangeLayout::Lane> outgoing_;
   std::vector<Incoming> incoming_;
-  std::optional<StagingWriter> writer_;  // of the segments after 0, once their number is known
-  bool is_inline_ = true;                // what this rank sends
-  int64_t num_segments_ = 1;             // of what this rank sends
-  int64_t own_segments_ = 1;             // ... and of what it reads
-  int64_t max_segments_ = 1;             // of any rank
+  std::optional<StagingAccess> staging_;  // of the segments after 0, once their number is known
+  bool is_inline_ = true;                 // what this rank sends
+  int64_t num_segments_ = 1;              // of what this rank sends
+  int64_t own_segments_ = 1;              // ... and of what it reads
+  int64_t max_segments_ = 1;              // of any rank
   int64_t bytes_sent_ = 0;
 };
 

@@ -25,7 +25,7 @@ int64_t staged_broadcast(ShmGroup& group, const Collective& call) {
   const int64_t num_bytes = call.num_bytes();
   const int64_t num_segments = ceil_div(num_bytes, group.buffer_bytes());
   const bool is_root = group.rank() == call.root;
-  StagingWriter writer(group, call.op, false, num_bytes, num_segments);
+  StagingAccess staging(group, call.op, false, num_bytes, num_segments);
   group.announce();
   if (is_root) {
     group.wait_all_announced();
@@ -38,10 +38,13 @@ int64_t staged_broadcast(ShmGroup& group, const Collective& call) {
     uint8_t* buffer = group.result_buffer(call.root, segment);
     if (is_root) {
       if (segment >= 2) group.wait_all_steps(step_of(segment - 2));
-      writer.timed(segment, piece, [&] { writer.copy(segment, buffer, bytes_at(call.input, offset), piece); });
+      staging.timed(segment, piece, [&] { staging.write(segment, buffer, bytes_at(call.input, offset), piece); });
     } else {
       group.wait_step(call.root, step_of(segment));
-      writer.timed(segment, piece, [&] { copy_bytes(bytes_at(call.output, offset), buffer, piece); });
+      staging.timed(segment, piece, [&] {
+        copy_bytes(bytes_at(call.output, offset), buffer, piece);
+        staging.has_read(segment, buffer, piece);
+      });
     }
     group.publish_step(step_of(segment));
   }
@@ -53,22 +56,29 @@ int64_t staged_broadcast(ShmGroup& group, const Collective& call) {
 int64_t staged_all_gather(ShmGroup& group, const Collective& call) {
   const int64_t num_bytes = call.num_bytes();
   const int64_t num_segments = ceil_div(num_bytes, group.buffer_bytes());
-  StagingWriter writer(group, call.op, false, num_bytes, num_segments);
+  StagingAccess staging(group, call.op, false, num_bytes, num_segments);
   group.announce();
   group.wait_all_announced();
   for (int64_t segment = 0; segment < num_segments; ++segment) {
     const int64_t offset = segment * group.buffer_bytes();
     const int64_t piece = std::min(group.buffer_bytes(), num_bytes - offset);
-    writer.timed(segment, piece, [&] {
-      writer.copy(segment, group.result_buffer(group.rank(), segment), bytes_at(call.input, offset), piece);
+    staging.timed(segment, piece, [&] {
+      staging.write(segment, group.result_buffer(group.rank(), segment), bytes_at(call.input, offset), piece);
     });
     group.publish_step(step_of(segment));
     for (int hop = 0; hop < group.world_size(); ++hop) {
       const int peer = (group.rank() + hop) % group.world_size();
       group.wait_step(peer, step_of(segment));
-      const uint8_t* source = peer == group.rank() ? bytes_at(call.input, offset) : group.result_buffer(peer, segment);
-      writer.timed(segment, peer == group.rank() ? 0 : piece,
-                   [&] { copy_bytes(call.part_from(peer) + offset, source, piece); });
+      uint8_t* const target = call.part_from(peer) + offset;
+      if (peer == group.rank()) {
+        copy_bytes(target, bytes_at(call.input, offset), piece);
+        continue;
+      }
+      staging.timed(segment, piece, [&] {
+        uint8_t* const buffer = group.result_buffer(peer, segment);
+        copy_bytes(target, buffer, piece);
+        staging.has_read(segment, buffer, piece);
+      });
     }
   }
   group.end(static_cast<uint32_t>(num_segments));
@@ -82,30 +92,34 @@ int64_t staged_reduce_scatter(ShmGroup& group, const Collective& call) {
       1, round_down(group.buffer_bytes() / elem_bytes / world_size, static_cast<int64_t>(kCacheLine) / elem_bytes));
   const int64_t num_segments = ceil_div(call.count, piece_elems);
   const auto source = [&](int owner, int64_t first) { return call.part_for(owner) + first * elem_bytes; };
-  StagingWriter writer(group, call.op, false, call.num_bytes(), num_segments);
+  StagingAccess staging(group, call.op, false, call.num_bytes(), num_segments);
   group.announce();
   group.wait_all_announced();
   for (int64_t segment = 0; segment < num_segments; ++segment) {
     const int64_t first = segment * piece_elems;
     const int64_t elems = std::min(piece_elems, call.count - first);
-    writer.timed(segment, elems * elem_bytes, [&] {
+    staging.timed(segment, elems * elem_bytes, [&] {
       for (int owner = 0; owner < world_size; ++owner) {
         if (owner == group.rank()) continue;
-        writer.copy(segment, group.input_buffer(group.rank(), segment) + owner * piece_elems * elem_bytes,
-                    source(owner, first), elems * elem_bytes);
+        staging.write(segment, group.input_buffer(group.rank(), segment) + owner * piece_elems * elem_bytes,
+                      source(owner, first), elems * elem_bytes);
       }
     });
     group.publish_step(step_of(segment));
     group.wait_all_steps(step_of(segment));
+    const auto input_of = [&](int peer) {
+      return group.input_buffer(peer, segment) + group.rank() * piece_elems * elem_bytes;
+    };
     std::array<const void*, kMaxRanks> inputs;
     for (int peer = 0; peer < world_size; ++peer) {
-      inputs[static_cast<size_t>(peer)] =
-          peer == group.rank() ? source(peer, first)
-                               : group.input_buffer(peer, segment) + group.rank() * piece_elems * elem_bytes;
+      inputs[static_cast<size_t>(peer)] = peer == group.rank() ? source(peer, first) : input_of(peer);
     }
-    writer.timed(segment, elems * elem_bytes, [&] {
+    staging.timed(segment, elems * elem_bytes, [&] {
       ReduceArgs args{inputs.data(), world_size, elems, bytes_at(call.output, first * elem_bytes)};
       cpu::reduce(call.dtype, call.reduce_op, args);
+      for (int peer = 0; peer < world_size; ++peer) {
+        if (peer != group.rank()) staging.has_read(segment, input_of(peer), elems * elem_bytes);
+      }
     });
   }
   // The input buffers must end unread.

@@ -32,7 +32,7 @@ constexpr uint32_t step_of(int64_t segment) { return static_cast<uint32_t>(segme
 template <typename Form>
 void run_segments(ShmGroup& group, Form& shots, int64_t num_segments) {
   const auto timed = [&](void (Form::*step)(int64_t), int64_t segment) {
-    shots.writer().timed(segment, shots.segment_bytes(segment), [&] { (shots.*step)(segment); });
+    shots.staging().timed(segment, shots.segment_bytes(segment), [&] { (shots.*step)(segment); });
   };
   timed(&Form::stage, 0);
   group.announce();  // segment 0 is staged
@@ -57,7 +57,7 @@ class Shots {
  public:
   Shots(ShmGroup& group, const Collective& call, const Segmentation& segmentation)
       : group_(group),
-        writer_(group, call.op, call.codec.up != CodecId::none, call.num_bytes(), segmentation.num_segments()),
+        staging_(group, call.op, call.codec.up != CodecId::none, call.num_bytes(), segmentation.num_segments()),
         call_(call),
         segmentation_(segmentation),
         elem_bytes_(static_cast<int64_t>(dtype_size(call.dtype))) {}
@@ -65,7 +65,7 @@ class Shots {
   int64_t num_segments() const { return segmentation_.num_segments(); }
   int64_t segment_bytes(int64_t segment) const { return segmentation_.count(segment) * elem_bytes_; }
   int64_t bytes_sent() const { return bytes_sent_; }
-  StagingWriter& writer() { return writer_; }
+  StagingAccess& staging() { return staging_; }
 
  protected:
   // What `rank` owns of a segment, relative to the segment.
@@ -75,7 +75,7 @@ class Shots {
   uint8_t* output(int64_t elem) const { return bytes_at(call_.output, elem * elem_bytes_); }
 
   ShmGroup& group_;
-  StagingWriter writer_;
+  StagingAccess staging_;
   const Collective& call_;
   const Segmentation segmentation_;
   const int64_t elem_bytes_;
@@ -98,8 +98,8 @@ class ExactShots : public Shots {
     for (int owner = 0; owner < group_.world_size(); ++owner) {
       if (owner == group_.rank()) continue;
       const Range range = chunk(segment, owner);
-      writer_.copy(segment, group_.input_buffer(group_.rank(), segment) + range.begin * elem_bytes_,
-                   input(first_elem(segment, range)), range.count() * elem_bytes_);
+      staging_.write(segment, group_.input_buffer(group_.rank(), segment) + range.begin * elem_bytes_,
+                     input(first_elem(segment, range)), range.count() * elem_bytes_);
       bytes_sent_ += range.count() * elem_bytes_;
     }
   }
@@ -107,15 +107,18 @@ class ExactShots : public Shots {
   void reduce(int64_t segment) {
     const Range range = chunk(segment, group_.rank());
     const int64_t first = first_elem(segment, range);
+    const auto staged = [&](int peer) { return group_.input_buffer(peer, segment) + range.begin * elem_bytes_; };
     std::array<const void*, kMaxRanks> inputs;
     for (int peer = 0; peer < group_.world_size(); ++peer) {
-      inputs[static_cast<size_t>(peer)] =
-          peer == group_.rank() ? input(first) : group_.input_buffer(peer, segment) + range.begin * elem_bytes_;
+      inputs[static_cast<size_t>(peer)] = peer == group_.rank() ? input(first) : staged(peer);
     }
     uint8_t* result = group_.result_buffer(group_.rank(), segment);
     cpu::reduce(call_.dtype, call_.reduce_op,
                 ReduceArgs{inputs.data(), group_.world_size(), range.count(), collects_ ? output(first) : result,
-                           collects_ && num_collectors_ > 0 ? result : nullptr, writer_.streams(segment)});
+                           collects_ && num_collectors_ > 0 ? result : nullptr, staging_.streams(segment)});
+    for (int peer = 0; peer < group_.world_size(); ++peer) {
+      if (peer != group_.rank()) staging_.has_read(segment, staged(peer), range.count() * elem_bytes_);
+    }
     bytes_sent_ += range.count() * elem_bytes_ * num_collectors_;
   }
 
@@ -124,7 +127,9 @@ class ExactShots : public Shots {
     for (int step = 1; step < group_.world_size(); ++step) {
       const int owner = (group_.rank() + step) % group_.world_size();
       const Range range = chunk(segment, owner);
-      copy_bytes(output(first_elem(segment, range)), group_.result_buffer(owner, segment), range.count() * elem_bytes_);
+      uint8_t* const result = group_.result_buffer(owner, segment);
+      copy_bytes(output(first_elem(segment, range)), result, range.count() * elem_bytes_);
+      staging_.has_read(segment, result, range.count() * elem_bytes_);
     }
   }
 
@@ -151,7 +156,7 @@ class EncodedShots : public Shots {
       encode(segment, codec_.up, wire(group_.rank(), segment, owner),
              encode_args(input(first), call_.dtype, range.count(), at(codec_.residual, first),
                          static_cast<uint32_t>(group_.rank()), first));
-      if (owner != group_.rank()) bytes_sent_ += static_cast<int64_t>(wire_bytes(codec_.up, range.count()));
+      if (owner != group_.rank()) bytes_sent_ += bytes_of(codec_.up, range);
     }
   }
 
@@ -160,7 +165,9 @@ class EncodedShots : public Shots {
     if (range.count() == 0) return;
     const int64_t first = first_elem(segment, range);
     for (int peer = 0; peer < group_.world_size(); ++peer) {
-      cpu::decode_add(codec_.up, wire(peer, segment, group_.rank()), range.count(), accumulator_, peer == 0);
+      uint8_t* const contribution = wire(peer, segment, group_.rank());
+      cpu::decode_add(codec_.up, contribution, range.count(), accumulator_, peer == 0);
+      if (peer != group_.rank()) staging_.has_read(segment, contribution, bytes_of(codec_.up, range));
     }
     if (call_.reduce_op == ReduceOp::avg) {
       cpu::divide(accumulator_, range.count(), static_cast<float>(group_.world_size()));
@@ -168,15 +175,16 @@ class EncodedShots : public Shots {
     encode(segment, codec_.down, group_.result_buffer(group_.rank(), segment),
            encode_args(accumulator_, DType::float32, range.count(), at(codec_.owner_residual, first),
                        owner_random_stream(), first));
-    bytes_sent_ += static_cast<int64_t>(wire_bytes(codec_.down, range.count())) * (group_.world_size() - 1);
+    bytes_sent_ += bytes_of(codec_.down, range) * (group_.world_size() - 1);
   }
 
   void collect(int64_t segment) {
     for (int step = 0; step < group_.world_size(); ++step) {
       const int owner = (group_.rank() + step) % group_.world_size();
       const Range range = chunk(segment, owner);
-      cpu::decode(codec_.down, group_.result_buffer(owner, segment), range.count(), output(first_elem(segment, range)),
-                  call_.dtype);
+      uint8_t* const result = group_.result_buffer(owner, segment);
+      cpu::decode(codec_.down, result, range.count(), output(first_elem(segment, range)), call_.dtype);
+      if (owner != group_.rank()) staging_.has_read(segment, result, bytes_of(codec_.down, range));
     }
   }
 
@@ -187,8 +195,11 @@ class EncodedShots : public Shots {
   // `rank` of the random numbers that round sums: no rank's own, and the same whoever owns the chunk.
   uint32_t owner_random_stream() const { return static_cast<uint32_t>(group_.world_size()); }
   static float* at(float* values, int64_t elem) { return values == nullptr ? nullptr : values + elem; }
+  static int64_t bytes_of(CodecId codec, const Range& range) {
+    return static_cast<int64_t>(wire_bytes(codec, range.count()));
+  }
   void encode(int64_t segment, CodecId codec, uint8_t* wire, EncodeArgs args) const {
-    const bool streams = writer_.streams(segment);
+    const bool streams = staging_.streams(segment);
     args.wire = streams ? encoded_ : wire;
     cpu::encode(codec, args);
     if (streams) stream_copy(wire, encoded_, wire_bytes(codec, args.num_elems));

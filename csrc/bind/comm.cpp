@@ -146,7 +146,7 @@ py::dict shared_layout(int world_size, int64_t buffer_bytes) {
   table["rank_pid"] = offsetof(RankLine, pid);
   table["rank_entered_seq"] = offsetof(RankLine, entered_seq);
   table["rank_completed_seq"] = offsetof(RankLine, completed_seq);
-  table["rank_store_votes"] = offsetof(RankLine, store_votes);
+  table["rank_handover_votes"] = offsetof(RankLine, handover_votes);
   table["control_bytes"] = ControlPage::bytes(world_size);
   table["inline_bytes"] = staging.inline_bytes;
   table["buffer_bytes"] = staging.half_bytes;

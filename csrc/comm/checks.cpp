@@ -101,12 +101,12 @@ void check_lists(const Collective& call, bool has_sends, bool has_receives, int 
       rank, reduces(call.op));
 }
 
-// One array on each side; `in_place` is where both may begin.
+// One array on each side; `in_place` is where both may begin, if they may.
 void check_arrays(const Collective& call, int64_t input_bytes, int64_t output_bytes, const void* in_place) {
   const bool is_in_place = (input_bytes < output_bytes ? call.input : call.output) == in_place;
   RC_CHECK(is_in_place || !overlap(span_of(call.input, input_bytes, 0), span_of(call.output, output_bytes, 0)),
-           "out overlaps x, and not as this rank's own part of it; pass an array that does not overlap, or exactly "
-           "that part");
+           "out overlaps x", in_place == nullptr ? "" : ", and not as this rank's own part of it",
+           "; pass an array that does not overlap", in_place == nullptr ? "" : ", or exactly that part");
 }
 
 void check_memory(const Collective& call, int rank, int world_size) {
@@ -135,6 +135,11 @@ void check_memory(const Collective& call, int rank, int world_size) {
       if (is_root) check_lists(call, true, false, rank, world_size);
       return;
     case OpKind::all_to_all:
+      if (call.sends.empty() && call.receives.empty()) {
+        RC_CHECK(call.count % world_size == 0, "x: ", call.count, " elements, which is no multiple of the world size ",
+                 world_size);
+        return check_arrays(call, num_bytes, num_bytes, nullptr);
+      }
       return check_lists(call, true, true, rank, world_size);
   }
 }

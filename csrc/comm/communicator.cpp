@@ -30,6 +30,15 @@ void copy_alone(const Collective& call) {
   copy_bytes(to, from, count * static_cast<int64_t>(dtype_size(call.dtype)));
 }
 
+// An all_to_all from one array into another, as one of parts.
+void cut_evenly(Collective& call, int world_size) {
+  const int64_t part_bytes = call.num_bytes() / world_size;
+  for (int rank = 0; rank < world_size; ++rank) {
+    call.sends.push_back({bytes_at(call.input, rank * part_bytes), call.count / world_size});
+    call.receives.push_back({bytes_at(call.output, rank * part_bytes), call.count / world_size});
+  }
+}
+
 Patience patience_of(const Collective& call) {
   Patience patience;
   patience.timeout_s = call.timeout_s;
@@ -158,7 +167,10 @@ Descriptor Communicator::prepare(Collective& call, const Algo* algo, const std::
   } else {
     call.algo = choose_algo(tuning_, call.op, call.num_bytes(), world_size_, has_codec, symmetric, inline_bytes_).algo;
   }
-  if (call.algo != Algo::direct) call.region.reset();
+  if (call.algo != Algo::direct) {
+    call.region.reset();
+    if (call.op == OpKind::all_to_all && call.sends.empty()) cut_evenly(call, world_size_);
+  }
 
   Descriptor descriptor;
   descriptor.op = call.op;
@@ -166,7 +178,7 @@ Descriptor Communicator::prepare(Collective& call, const Algo* algo, const std::
   descriptor.reduce_op = call.reduce_op;
   descriptor.root = call.root;
   descriptor.region = call.region ? call.region->id() : 0;
-  if (!is_exchange(call.op)) {
+  if (!is_exchange(call.op) || call.algo == Algo::direct) {
     descriptor.algo = call.algo;
     descriptor.count = call.count;
   }
@@ -343,7 +355,7 @@ Collective Communicator::scale_input(Collective call) {
 
 int64_t Communicator::dispatch(const Collective& call) {
   if (is_barrier(call.op)) return barrier(*group_);
-  if (is_exchange(call.op)) {
+  if (is_exchange(call.op) && call.algo != Algo::direct) {
     return exchange(*group_, call, tuning_.has_limit(call.op) ? tuning_.limit(call.op) : inline_bytes_);
   }
   switch (call.algo) {
@@ -377,7 +389,7 @@ std::shared_ptr<SymmetricRegion> Communicator::map_symmetric(int64_t num_bytes, 
 
 // The region that the call's input is in, if the call may be run there.
 std::shared_ptr<const SymmetricRegion> Communicator::region_of(const Collective& call) const {
-  if (!call.sends.empty()) return nullptr;                                   // reduce_scatter of a list
+  if (!call.sends.empty()) return nullptr;                                   // parts of their own
   if (premultiplies(call) && call.op != OpKind::all_reduce) return nullptr;  // its input is a scaled copy
   const bool in_place = call.op == OpKind::all_reduce || call.op == OpKind::broadcast;
   if (in_place && call.input != call.output) return nullptr;

@@ -45,6 +45,7 @@ constexpr Rule kRules[] = {
     {OpKind::scatter, kMaxRanks, kAny, Algo::one_shot, "small: data beside the flag"},
     {OpKind::scatter, kMaxRanks, kAny, Algo::staged, "large: pipelined through two staging buffers"},
     {OpKind::all_to_all, kMaxRanks, kAny, Algo::one_shot, "small: data beside the flag"},
+    {OpKind::all_to_all, kMaxRanks, kAny, Algo::direct, "symmetric memory: peers use it where it is"},
     {OpKind::all_to_all, kMaxRanks, kAny, Algo::staged, "large: pipelined through two staging buffers"},
     {OpKind::monitored_barrier, kMaxRanks, kAny, Algo::one_shot, "a barrier moves no data"},
 };

@@ -17,7 +17,7 @@ struct ReduceArgs {
   int64_t num_elems = 0;                // per array; 0 is allowed
   void* output = nullptr;               // may be one of the inputs
   void* second_output = nullptr;        // a second copy of the result, or null
-  bool stream_second_output = false;    // with stores past the caches (base/stream_copy.h)
+  bool stream_second_output = false;    // with stores past the caches (base/cache_lines.h)
 };
 
 // Throws UsageError, with what to do instead, unless arrays of `dtype` can be reduced with `op`.

@@ -4,8 +4,8 @@
 // output written once, whatever the number of inputs.
 #include <string.h>
 
+#include "base/cache_lines.h"
 #include "base/convert.h"
-#include "base/stream_copy.h"
 #include "reduce/kernels.h"
 #include "reduce/reduce_math.h"
 

@@ -179,20 +179,16 @@ void ShmGroup::check_descriptor(int peer, uint32_t seq, const Descriptor& mine) 
                     low == rank_ ? their_text : my_text, ". No data was reduced. ", kCommunicatorLost)));
 }
 
-void ShmGroup::vote_streaming(int kind, bool streaming) {
-  const uint64_t bit = uint64_t{1} << kind;
-  std::atomic<uint64_t>& votes = line(rank_).store_votes;  // no other rank writes it
-  const uint64_t others = votes.load(std::memory_order_relaxed) & ~bit;
-  votes.store(others | (streaming ? bit : 0), std::memory_order_relaxed);
+void ShmGroup::vote(int kind, Handover handover) {
+  line(rank_).handover_votes[kind].store(static_cast<uint8_t>(handover), std::memory_order_relaxed);
 }
 
-bool ShmGroup::peers_want_streaming(int kind) const {
-  int wanting = 0;
-  for (int peer = 0; peer < world_size_; ++peer) {
-    if (peer == rank_) continue;
-    wanting += static_cast<int>(line(peer).store_votes.load(std::memory_order_relaxed) >> kind & 1u);
+Handover ShmGroup::elected(int kind) const {
+  int votes[kNumHandovers] = {};
+  for (int rank = 0; rank < world_size_; ++rank) {
+    ++votes[line(rank).handover_votes[kind].load(std::memory_order_relaxed) % kNumHandovers];
   }
-  return 2 * wanting > world_size_ - 1;
+  return static_cast<Handover>(std::max_element(votes, votes + kNumHandovers) - votes);
 }
 
 // ---- flags ---------------------------------------------------------------------------------------

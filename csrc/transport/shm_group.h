@@ -27,7 +27,7 @@
 #include "base/error.h"
 #include "transport/liveness.h"
 #include "transport/segment.h"
-#include "transport/staging_writer.h"
+#include "transport/staging_access.h"
 #include "transport/waiting.h"
 #include "wire/p2p_layout.h"
 #include "wire/shared_layout.h"
@@ -108,10 +108,10 @@ class ShmGroup {
   uint8_t* input_buffer(int rank, int64_t segment) { return slab(rank) + layout_.input_offset(segment & 1); }
   uint8_t* result_buffer(int rank, int64_t segment) { return slab(rank) + layout_.result_offset(segment & 1); }
 
-  // For StagingWriter: what it has learned, this rank's vote, and what most of the other ranks voted.
-  StoreTuner& store_tuner() { return store_tuner_; }
-  void vote_streaming(int kind, bool streaming);
-  bool peers_want_streaming(int kind) const;
+  // For StagingAccess: what it has learned, this rank's vote, and what most ranks vote for.
+  HandoverTuner& handover_tuner() { return handover_tuner_; }
+  void vote(int kind, Handover handover);
+  Handover elected(int kind) const;
 
   uint32_t seq() const { return seq_; }
   // Records a failure for all ranks (the first one wins) and throws the one that won.
@@ -182,7 +182,7 @@ class ShmGroup {
   std::vector<Mapping> slabs_;
   std::unique_ptr<LivenessMonitor> monitor_;
 
-  StoreTuner store_tuner_;
+  HandoverTuner handover_tuner_;
   uint32_t seq_;                       // of the current or last collective; the first is first_seq + 1
   Descriptor entering_;                // what begin() was called with last
   Patience patience_;                  // ... and that

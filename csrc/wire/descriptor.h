@@ -88,13 +88,13 @@ constexpr const char* algo_name(Algo algo) {
 //      0      1  op
 //      1      1  dtype
 //      2      1  reduce_op      (0 where the operation reduces nothing)
-//      3      1  algo           (0 in an exchange: every rank's own choice)
+//      3      1  algo           (0 in an exchange that is not direct: every rank's own choice)
 //      4      1  codec_up       CodecId
 //      5      1  codec_down     CodecId
 //      6      2  codec_flags    bit 0: stochastic rounding; bit 1: owner residual
 //      8      4  root           (-1 where there is none)
 //     12      4  region         of symmetric memory, as they were allocated, from 1; 0 without one
-//     16      8  count          elements per rank, as op defines it (0 in an exchange)
+//     16      8  count          elements per rank, as op defines it (0 in an exchange that is not direct)
 //     24     24  tag            the caller's label, zero padded
 constexpr int kTagBytes = 24;
 struct Descriptor {

@@ -13,7 +13,7 @@ namespace ringcomm {
 
 constexpr size_t kCacheLine = 64;
 constexpr uint64_t kControlMagic = 0x31304D4D4F434352ull;  // "RCCOMM01" in memory
-constexpr uint32_t kSharedLayoutVersion = 3;
+constexpr uint32_t kSharedLayoutVersion = 4;
 constexpr int kMaxRanks = 128;
 
 // A monotonic counter with one writer. Readers wait until it reaches a value (wrap-safe); it is
@@ -31,8 +31,8 @@ static_assert(reached(5, 5) && reached(2, 0xFFFFFFFEu) && !reached(0xFFFFFFFEu, 
 // closing: finishes the messages that have begun, starts nothing any more.
 enum class Lifecycle : uint32_t { absent = 0, live = 1, closed = 2, closing = 3 };
 
-// Written by its rank only, one cache line for the flag others wait on, one for what others read
-// only when something went wrong.
+// Written by its rank only: one cache line for the flag others wait on, one for what others read only
+// when something went wrong, and one that hardly ever changes.
 struct alignas(kCacheLine) RankLine {
   Flag step;  // progress inside staged collectives
   char pad[kCacheLine - sizeof(Flag)];
@@ -40,10 +40,10 @@ struct alignas(kCacheLine) RankLine {
   std::atomic<int32_t> pid;
   std::atomic<uint32_t> entered_seq;    // the collective this rank is in or was in last
   std::atomic<uint32_t> completed_seq;  // the last one it finished
-  std::atomic<uint64_t> store_votes;    // bit StoreTuner::kind_of(): peers should use streaming stores
-  char pad2[kCacheLine - 24];
+  char pad2[kCacheLine - 16];
+  std::atomic<uint8_t> handover_votes[kCacheLine];  // by HandoverTuner::kind_of(): a Handover
 };
-static_assert(sizeof(RankLine) == 2 * kCacheLine, "wire layout");
+static_assert(sizeof(RankLine) == 3 * kCacheLine, "wire layout");
 
 // The first failure of the group. Whoever swaps `state` from 0 writes the text; everyone raises it.
 constexpr size_t kFaultTextBytes = 960;
@@ -60,7 +60,7 @@ static_assert(sizeof(FaultRecord) == 1024, "wire layout");
 // offset               bytes                      content
 //      0                  64                      magic, version, world_size
 //     64                1024                      FaultRecord
-//   1088 -> 1088         128 x world_size         RankLine of rank 0, 1, ...
+//   1088 -> 1088         192 x world_size         RankLine of rank 0, 1, ...
 struct alignas(kCacheLine) ControlPage {
   uint64_t magic;
   uint32_t version;

@@ -1,4 +1,4 @@
-// A copy whose stores go past the caches to memory.
+// Which cache, if any, the lines of an array are in.
 //
 // Internal linkage: kernel files, which are compiled for other instruction sets, use it too (base/simd.h).
 #pragma once
@@ -12,11 +12,22 @@
 
 namespace ringcomm {
 
+// Writes one byte of every cache line of [data, data + num_bytes) with the value that it has: the lines
+// become this core's own. Others may read or claim the same bytes meanwhile, nobody may change them.
+static inline void claim_lines(void* data, size_t num_bytes) {
+  constexpr size_t kLine = 64;
+  uint8_t* const bytes = static_cast<uint8_t*>(data);
+  const size_t second_line = kLine - reinterpret_cast<uintptr_t>(data) % kLine;
+  for (size_t i = 0; i < num_bytes; i = i == 0 ? second_line : i + kLine) {
+    __atomic_store_n(bytes + i, __atomic_load_n(bytes + i, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
+  }
+}
+
 #if defined(__x86_64__)
 constexpr bool kHaveStreamingStores = true;
 
-// Whole cache lines are written past the caches, the ends as memcpy does. Ordered for other threads only
-// by a stream_fence() after it.
+// A copy whose stores go past the caches to memory: whole cache lines do, the ends as memcpy writes them.
+// Ordered for other threads only by a stream_fence() after it.
 static inline void stream_copy(void* to, const void* from, size_t num_bytes) {
   constexpr size_t kLine = 64;
   uint8_t* out = static_cast<uint8_t*>(to);
