@@ -8,11 +8,17 @@
 //             second barrier. Every rank computes the same sum in the same order: equal bits.
 // Best for    small messages: one flag hop
 #include <array>
+#include <optional>
 
 #include "algo/collective.h"
 #include "reduce/reduce.h"
 
 namespace ringcomm {
+namespace {
+
+constexpr int64_t kFewLines = 4096;  // bytes beside a flag that take no harm from plain stores and loads
+
+}  // namespace
 
 int64_t barrier(ShmGroup& group) {
   group.announce();
@@ -27,14 +33,23 @@ int64_t one_shot(ShmGroup& group, const Collective& call) {
   const bool is_root = group.rank() == call.root;
   const bool sends = call.op == OpKind::broadcast ? is_root : call.op != OpKind::reduce || !is_root;
   const int64_t input_bytes = call.op == OpKind::reduce_scatter ? num_bytes * world_size : num_bytes;
+  std::optional<StagingAccess> staging;
+  if (input_bytes > kFewLines) staging.emplace(group, call.op, false, num_bytes, 1);
+  const auto timed = [&](const auto& work) { staging ? staging->timed(0, input_bytes, work) : work(); };
+  const auto write = [&](uint8_t* to, const void* from) {
+    staging ? staging->write(0, to, from, num_bytes) : copy_bytes(to, from, num_bytes);
+  };
+  const auto has_read = [&](uint8_t* data) {
+    if (staging) staging->has_read(0, data, num_bytes);
+  };
   uint8_t* payload = group.inline_payload(group.rank());
-  if (call.op == OpKind::reduce_scatter) {
-    for (int owner = 0; owner < world_size; ++owner) {
-      copy_bytes(payload + owner * num_bytes, call.part_for(owner), num_bytes);
+  timed([&] {
+    if (call.op == OpKind::reduce_scatter) {
+      for (int owner = 0; owner < world_size; ++owner) write(payload + owner * num_bytes, call.part_for(owner));
+    } else if (sends) {
+      write(payload, call.input);
     }
-  } else if (sends) {
-    copy_bytes(payload, call.input, input_bytes);
-  }
+  });
   group.announce();
 
   if (call.op == OpKind::broadcast) {
@@ -42,7 +57,10 @@ int64_t one_shot(ShmGroup& group, const Collective& call) {
       copy_bytes(call.output, call.input, num_bytes);
     } else {
       group.wait_announced(call.root);
-      copy_bytes(call.output, group.inline_payload(call.root), num_bytes);
+      timed([&] {
+        copy_bytes(call.output, group.inline_payload(call.root), num_bytes);
+        has_read(group.inline_payload(call.root));
+      });
     }
     group.end(0);
     return sends ? input_bytes * (world_size - 1) : 0;
@@ -53,19 +71,22 @@ int64_t one_shot(ShmGroup& group, const Collective& call) {
   }
 
   group.wait_all_announced();
-  if (call.op == OpKind::all_gather) {
-    for (int peer = 0; peer < world_size; ++peer) {
-      copy_bytes(call.part_from(peer), group.inline_payload(peer), num_bytes);
+  const int64_t offset = call.op == OpKind::reduce_scatter ? group.rank() * num_bytes : 0;
+  const auto source = [&](int peer) { return group.inline_payload(peer) + offset; };
+  timed([&] {
+    if (call.op == OpKind::all_gather) {
+      for (int peer = 0; peer < world_size; ++peer) copy_bytes(call.part_from(peer), source(peer), num_bytes);
+    } else {
+      std::array<const void*, kMaxRanks> inputs;
+      for (int peer = 0; peer < world_size; ++peer) {
+        inputs[static_cast<size_t>(peer)] = peer == group.rank() && !sends ? call.input : source(peer);
+      }
+      cpu::reduce(call.dtype, call.reduce_op, ReduceArgs{inputs.data(), world_size, call.count, call.output});
     }
-  } else {
-    const int64_t offset = call.op == OpKind::reduce_scatter ? group.rank() * num_bytes : 0;
-    std::array<const void*, kMaxRanks> inputs;
     for (int peer = 0; peer < world_size; ++peer) {
-      const void* source = group.inline_payload(peer) + offset;
-      inputs[static_cast<size_t>(peer)] = peer == group.rank() && !sends ? call.input : source;
+      if (peer != group.rank()) has_read(source(peer));
     }
-    cpu::reduce(call.dtype, call.reduce_op, ReduceArgs{inputs.data(), world_size, call.count, call.output, nullptr});
-  }
+  });
   group.end(0);
   return sends ? input_bytes * (world_size - 1) : 0;
 }

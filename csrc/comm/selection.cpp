@@ -21,9 +21,8 @@ constexpr int64_t kAny = INT64_MAX;
 // it stops earlier with more ranks.
 constexpr Rule kRules[] = {
     {OpKind::barrier, kMaxRanks, kAny, Algo::one_shot, "a barrier moves no data"},
-    {OpKind::all_reduce, 2, 32 * kKiB, Algo::one_shot, "small: one flag hop, data beside the flag"},
-    {OpKind::all_reduce, 4, 16 * kKiB, Algo::one_shot, "small: one flag hop, data beside the flag"},
-    {OpKind::all_reduce, 8, 8 * kKiB, Algo::one_shot, "small: one flag hop, data beside the flag"},
+    {OpKind::all_reduce, 4, 8 * kKiB, Algo::one_shot, "small: one flag hop, data beside the flag"},
+    {OpKind::all_reduce, 8, 4 * kKiB, Algo::one_shot, "small: one flag hop, data beside the flag"},
     {OpKind::all_reduce, kMaxRanks, 2 * kKiB, Algo::one_shot, "small: one flag hop, data beside the flag"},
     {OpKind::all_reduce, kMaxRanks, kAny, Algo::direct, "symmetric memory: peers use it where it is"},
     {OpKind::all_reduce, kMaxRanks, kAny, Algo::two_shot, "large: each rank sums one chunk, least bytes moved"},
