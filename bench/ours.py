@@ -91,7 +91,7 @@ class Symmetric(Ringcomm):
     """The same calls on arrays of ``comm.empty(...)``, which the peers read where they are."""
 
     name = "symmetric"
-    OPS = ("all_reduce", "reduce", "broadcast", "all_gather", "reduce_scatter")
+    OPS = ("all_reduce", "reduce", "broadcast", "all_gather", "reduce_scatter", "all_to_all")
 
     def __init__(self, comm: ringcomm.Communicator) -> None:
         if not hasattr(comm, "empty"):

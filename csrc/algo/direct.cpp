@@ -1,8 +1,8 @@
 // direct: arrays in symmetric memory are read and written where they are.
 //
 // Steps       announce (with the array's place in the own segment), wait for the announcements, then
-//             all_reduce, reduce   sum the own chunk over all arrays in rank order, tile by tile, into
-//                                  everybody's array (reduce: into the root's)
+//             all_reduce, reduce   sum the own chunk over all arrays in rank order, into everybody's
+//                                  array (reduce: into the root's)
 //             broadcast            copy the root's array
 //             all_gather           copy every rank's array
 //             all_to_all           copy the own part of every rank's array
@@ -23,8 +23,6 @@
 namespace ringcomm {
 namespace {
 
-constexpr int64_t kTileBytes = 16 * 1024;  // stays in the first-level cache while it is copied to n arrays
-
 // The peers' arrays, once all have announced.
 class SymmetricArrays {
  public:
@@ -39,27 +37,18 @@ class SymmetricArrays {
 void reduce_into(ShmGroup& group, const Collective& call, const SymmetricArrays& arrays) {
   const int world_size = group.world_size();
   const int64_t elem_bytes = static_cast<int64_t>(dtype_size(call.dtype));
-  const int64_t tile_elems = kTileBytes / elem_bytes;
   const Range chunk = chunk_of(call.count, world_size, group.rank(), static_cast<int64_t>(kCacheLine) / elem_bytes);
-  const bool to_root = call.op == OpKind::reduce;
-  for (int64_t first = chunk.begin; first < chunk.end; first += tile_elems) {
-    const int64_t offset = first * elem_bytes;
-    std::array<const void*, kMaxRanks> inputs;
-    for (int peer = 0; peer < world_size; ++peer) inputs[static_cast<size_t>(peer)] = arrays.of(peer) + offset;
-    // The first copy comes with the sum.
-    const int home = to_root ? call.root : group.rank();
-    const int next = to_root ? home : (home + 1) % world_size;
-    ReduceArgs args;
-    args.inputs = inputs.data();
-    args.num_inputs = world_size;
-    args.num_elems = std::min(tile_elems, chunk.end - first);
-    args.output = arrays.of(home) + offset;
-    args.second_output = next == home ? nullptr : arrays.of(next) + offset;
-    cpu::reduce(call.dtype, call.reduce_op, args);
-    for (int hop = 2; hop < world_size && !to_root; ++hop) {
-      copy_bytes(arrays.of((home + hop) % world_size) + offset, args.output, args.num_elems * elem_bytes);
-    }
+  const int home = call.op == OpKind::reduce ? call.root : group.rank();
+  const auto chunk_in = [&](int rank) { return arrays.of(rank) + chunk.begin * elem_bytes; };
+  std::array<const void*, kMaxRanks> inputs;
+  std::array<void*, kMaxRanks> copies;
+  for (int peer = 0; peer < world_size; ++peer) inputs[static_cast<size_t>(peer)] = chunk_in(peer);
+  ReduceArgs args{inputs.data(), world_size, chunk.count(), chunk_in(home)};
+  args.copies = copies.data();
+  for (int hop = 1; hop < world_size && call.op != OpKind::reduce; ++hop) {
+    copies[static_cast<size_t>(args.num_copies++)] = chunk_in((home + hop) % world_size);
   }
+  cpu::reduce(call.dtype, call.reduce_op, args);
 }
 
 void reduce_own_part(ShmGroup& group, const Collective& call, const SymmetricArrays& arrays) {
@@ -98,20 +87,21 @@ int64_t direct(ShmGroup& group, const Collective& call) {
       bytes_sent = call.num_bytes();
       break;
     case OpKind::broadcast:
-      copy_bytes(call.output, arrays.of(call.root), call.num_bytes());
+      copy_to_output(call.output, arrays.of(call.root), call.num_bytes(), call.num_bytes());
       if (group.rank() != call.root) bytes_sent = 0;
       break;
     case OpKind::all_gather:
       for (int hop = 0; hop < world_size; ++hop) {
         const int peer = (group.rank() + hop) % world_size;
-        copy_bytes(call.part_from(peer), arrays.of(peer), call.num_bytes());
+        copy_to_output(call.part_from(peer), arrays.of(peer), call.num_bytes(), call.num_bytes() * world_size);
       }
       break;
     case OpKind::all_to_all: {
       const int64_t part_bytes = call.num_bytes() / world_size;
       for (int hop = 0; hop < world_size; ++hop) {
         const int peer = (group.rank() + hop) % world_size;
-        copy_bytes(bytes_at(call.output, peer * part_bytes), arrays.of(peer) + group.rank() * part_bytes, part_bytes);
+        copy_to_output(bytes_at(call.output, peer * part_bytes), arrays.of(peer) + group.rank() * part_bytes,
+                       part_bytes, call.num_bytes());
       }
       bytes_sent = part_bytes * others;
       break;

@@ -59,7 +59,8 @@ class Exchange {
       staging_.emplace(group_, op_, false, max_segments_ * group_.buffer_bytes(), max_segments_ - 1);
     }
     const size_t self = static_cast<size_t>(rank_);
-    copy_bytes(receives_[self].data, sends_[self].data, sends_[self].count * elem_bytes_);
+    for (const ReceivePart& part : receives_) output_bytes_ += part.count * elem_bytes_;
+    copy_to_output(receives_[self].data, sends_[self].data, sends_[self].count * elem_bytes_, output_bytes_);
 
     for (int64_t segment = 0; segment < own_segments_; ++segment) {
       for (int hop = 1; hop < world_size_; ++hop) read((rank_ + hop) % world_size_, segment);
@@ -152,9 +153,9 @@ class Exchange {
     const Range range = incoming.lane.range(segment);
     uint8_t* const to = bytes_at(receives_[static_cast<size_t>(peer)].data, range.begin);
     uint8_t* const from = place(peer, incoming.is_inline, segment) + incoming.lane.offset;
-    if (segment == 0) return copy_bytes(to, from, range.count());
+    if (segment == 0) return copy_to_output(to, from, range.count(), output_bytes_);
     staging_->timed(segment - 1, range.count(), [&] {
-      copy_bytes(to, from, range.count());
+      copy_to_output(to, from, range.count(), output_bytes_);
       staging_->has_read(segment - 1, from, range.count());
     });
   }
@@ -175,6 +176,7 @@ class Exchange {
   int64_t own_segments_ = 1;              // ... and of what it reads
   int64_t max_segments_ = 1;              // of any rank
   int64_t bytes_sent_ = 0;
+  int64_t output_bytes_ = 0;
 };
 
 }  // namespace

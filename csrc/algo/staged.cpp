@@ -42,13 +42,13 @@ int64_t staged_broadcast(ShmGroup& group, const Collective& call) {
     } else {
       group.wait_step(call.root, step_of(segment));
       staging.timed(segment, piece, [&] {
-        copy_bytes(bytes_at(call.output, offset), buffer, piece);
+        copy_to_output(bytes_at(call.output, offset), buffer, piece, num_bytes);
         staging.has_read(segment, buffer, piece);
       });
     }
     group.publish_step(step_of(segment));
   }
-  if (is_root) copy_bytes(call.output, call.input, num_bytes);
+  if (is_root) copy_to_output(call.output, call.input, num_bytes, num_bytes);
   group.end(static_cast<uint32_t>(num_segments));
   return is_root ? num_bytes * (group.world_size() - 1) : 0;
 }
@@ -71,12 +71,12 @@ int64_t staged_all_gather(ShmGroup& group, const Collective& call) {
       group.wait_step(peer, step_of(segment));
       uint8_t* const target = call.part_from(peer) + offset;
       if (peer == group.rank()) {
-        copy_bytes(target, bytes_at(call.input, offset), piece);
+        copy_to_output(target, bytes_at(call.input, offset), piece, num_bytes * group.world_size());
         continue;
       }
       staging.timed(segment, piece, [&] {
         uint8_t* const buffer = group.result_buffer(peer, segment);
-        copy_bytes(target, buffer, piece);
+        copy_to_output(target, buffer, piece, num_bytes * group.world_size());
         staging.has_read(segment, buffer, piece);
       });
     }

@@ -64,18 +64,18 @@ void divide(uintptr_t values, int64_t num_elems, float divisor) {
 }
 
 void reduce(int64_t dtype, int64_t op, const std::vector<uintptr_t>& inputs, int64_t num_elems, uintptr_t output,
-            uintptr_t second_output) {
-  const std::vector<const void*> pointers = [&] {
-    std::vector<const void*> result;
-    for (uintptr_t input : inputs) result.push_back(pointer<const void>(input));
-    return result;
-  }();
+            const std::vector<uintptr_t>& copies) {
+  std::vector<const void*> pointers;
+  for (uintptr_t input : inputs) pointers.push_back(pointer<const void>(input));
+  std::vector<void*> places;
+  for (uintptr_t copy : copies) places.push_back(pointer<void>(copy));
   ReduceArgs args;
   args.inputs = pointers.data();
   args.num_inputs = static_cast<int>(pointers.size());
   args.num_elems = num_elems;
   args.output = pointer<void>(output);
-  args.second_output = pointer<void>(second_output);
+  args.copies = places.data();
+  args.num_copies = static_cast<int>(places.size());
   const DType dtype_id = dtype_of(dtype);
   const ReduceOp op_id = op_of(op);
   run(num_elems, [&] { cpu::reduce(dtype_id, op_id, args); });
@@ -149,7 +149,7 @@ void bind_codec(py::module_& module) {
              py::arg("accumulator_ptr"), py::arg("first") = false);
   module.def("divide", &divide, py::arg("values_ptr"), py::arg("num_elems"), py::arg("divisor"));
   module.def("reduce", &reduce, py::arg("dtype"), py::arg("op"), py::arg("input_ptrs"), py::arg("num_elems"),
-             py::arg("output_ptr"), py::arg("second_output_ptr") = 0);
+             py::arg("output_ptr"), py::arg("copy_ptrs") = std::vector<uintptr_t>());
   module.def("reduce_hop", &reduce_hop, py::arg("dtype"), py::arg("op"), py::arg("accumulator_in_ptr"),
              py::arg("input_ptr"), py::arg("accumulator_ptr"), py::arg("num_elems"));
   module.def("finish_hops", &finish_hops, py::arg("dtype"), py::arg("op"), py::arg("accumulator_ptr"),

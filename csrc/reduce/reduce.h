@@ -16,8 +16,8 @@ struct ReduceArgs {
   int num_inputs = 0;                   // >= 1
   int64_t num_elems = 0;                // per array; 0 is allowed
   void* output = nullptr;               // may be one of the inputs
-  void* second_output = nullptr;        // a second copy of the result, or null
-  bool stream_second_output = false;    // with stores past the caches (base/cache_lines.h)
+  void* const* copies = nullptr;        // num_copies more arrays for the result; they may be inputs, too
+  int num_copies = 0;
 };
 
 // Throws UsageError, with what to do instead, unless arrays of `dtype` can be reduced with `op`.

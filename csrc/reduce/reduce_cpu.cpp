@@ -4,7 +4,6 @@
 // output written once, whatever the number of inputs.
 #include <string.h>
 
-#include "base/cache_lines.h"
 #include "base/convert.h"
 #include "reduce/kernels.h"
 #include "reduce/reduce_math.h"
@@ -176,11 +175,8 @@ void reduce(const ReduceArgs& args) {
       combine<1, Op>(total, inputs, num_ranks, result, count);
     }
     finish_output(output, count, scratch[0]);
-    if (args.second_output != nullptr) {
-      void* const copy = static_cast<Element<T>*>(args.second_output) + begin;
-      const size_t num_bytes = static_cast<size_t>(count) * sizeof(T);
-      args.stream_second_output ? stream_copy(copy, output, num_bytes)
-                                : static_cast<void>(memcpy(copy, output, num_bytes));
+    for (int k = 0; k < args.num_copies; ++k) {
+      memcpy(static_cast<Element<T>*>(args.copies[k]) + begin, output, static_cast<size_t>(count) * sizeof(T));
     }
   }
 }
