@@ -71,7 +71,7 @@ def test_info_says_once_per_rank_what_was_chosen_and_why(tmp_path: Path) -> None
             "4 x 512 KiB staging",
             r"\w+ kernels",
             r"; 2 ranks on \d+ cores",
-            r"one_shot up to 32768 bytes \(all_reduce/.*\), built-in limits",
+            r"one_shot up to 32768 bytes \(reduce/.*\), .*8192 bytes \(all_reduce\), built-in limits",
             "deadline 30 s",
         ):
             assert re.search(part, lines[0]), (part, lines[0])

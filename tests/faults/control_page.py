@@ -10,7 +10,7 @@ from ringcomm import Communicator, _core, bootstrap, comm
 
 FAULT_STATE = 64
 RANKS = 1088
-RANK_BYTES = 128
+RANK_BYTES = 192
 ENTERED_SEQ = 72
 
 _pages: dict[int, mmap.mmap] = {}  # by process

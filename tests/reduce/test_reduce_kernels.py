@@ -32,32 +32,37 @@ def test_reduce_matches_the_reference(dtype, op):
     for num_inputs, num_elems in itertools.product(range(1, 7), SIZES):
         inputs = random_inputs(dtype, num_elems, num_inputs)
         before = [values.tobytes() for values in inputs]
-        output, second = untouched(dtype, num_elems + 8), untouched(dtype, num_elems + 8)
+        output, second, third = (untouched(dtype, num_elems + 8) for _ in range(3))
         _core.reduce(
             _core.DTYPES[dtype],
             _core.REDUCE_OPS[op],
             pointers(inputs),
             num_elems,
             output.ctypes.data,
-            second.ctypes.data,
+            [second.ctypes.data, third.ctypes.data][: num_inputs % 3],
         )
         what = (num_inputs, num_elems)
         assert_same_numbers(output[:num_elems], reference.reduce(inputs, op), what)
-        assert output.tobytes() == second.tobytes(), what
+        for k, copy in enumerate((second, third)):
+            written = output if k < num_inputs % 3 else untouched(dtype, num_elems + 8)
+            assert copy.tobytes() == written.tobytes(), what
         assert output[num_elems:].tobytes() == untouched(dtype, 8).tobytes(), what
         assert [values.tobytes() for values in inputs] == before, what
 
 
 @pytest.mark.parametrize("num_inputs", [2, 3, 4, 6])
 @pytest.mark.parametrize("dtype", REDUCED)
-def test_output_may_be_any_of_the_inputs(dtype, num_inputs):
+def test_output_and_its_copies_may_be_the_inputs(dtype, num_inputs):
     op = "bxor" if dtype == "bool" else "avg"
     for which in range(num_inputs):
         inputs = random_inputs(dtype, 3000, num_inputs)
         expected = reference.reduce(inputs, op)
-        target = inputs[which].ctypes.data
-        _core.reduce(_core.DTYPES[dtype], _core.REDUCE_OPS[op], pointers(inputs), 3000, target)
-        assert_same_numbers(inputs[which], expected)
+        target, *others = np.roll(pointers(inputs), -which).tolist()
+        _core.reduce(
+            _core.DTYPES[dtype], _core.REDUCE_OPS[op], pointers(inputs), 3000, target, others
+        )
+        for values in inputs:
+            assert_same_numbers(values, expected)
 
 
 @pytest.mark.parametrize("in_place", [False, True])
