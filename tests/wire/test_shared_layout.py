@@ -151,7 +151,7 @@ def test_a_formatted_control_page_byte_for_byte() -> None:
         assert page[:16] == b"RCCOMM01" + struct.pack("<II", 4, 3)
         assert page[16:1088] == bytes(1072)
         for rank in range(3):
-            line = page[1088 + 128 * rank : 1088 + 128 * (rank + 1)]
+            line = page[1088 + 192 * rank : 1088 + 192 * (rank + 1)]
             assert struct.unpack_from("<II", line) == (0xFFFFFFF0, 0)
             assert struct.unpack_from("<IiII", line, 64) == (0, 0, 0xFFFFFFF0, 0xFFFFFFF0)
     os.close(fd)
