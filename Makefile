@@ -9,17 +9,21 @@ CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 NATIVE := $(CSRC) CMakeLists.txt setup.py pyproject.toml ringcomm/_version.py
 QUICK_FLAG := $(if $(filter-out 0,$(QUICK)),--quick)
 
-.PHONY: help demo test lint format bench build clean
+.PHONY: help demo test torch-suite lint format bench build clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo [QUICK=1] | test | lint | format | bench | build | clean"
+	@echo "make demo [QUICK=1] | test | torch-suite | lint | format | bench | build | clean"
 
 demo: build
 	$(BIN)/python -m ringcomm.demo $(QUICK_FLAG)
 
 test: build
 	$(BIN)/python -m pytest
+
+# torch's own tests of a backend; what they print is what Gloo passes and ringcomm does not.
+torch-suite: build
+	for n in 2 3 4; do $(BIN)/python -m tests.torch_suite --world-size $$n || exit 1; done
 
 lint: build
 	$(BIN)/ruff check .

@@ -58,7 +58,7 @@ typedef struct rc_call {
   int64_t count;
   const void* input;
   void* output;
-  const rc_part* sends;     // world_size parts or null
+  const rc_part* sends;     // world_size parts or null; an all_to_all without any cuts input and output evenly
   const rc_part* receives;  // world_size parts or null
   double factor;            // of premul_sum
   double timeout_s;         // 0: the communicator's

@@ -155,6 +155,7 @@ void FlightRecorder::add(const Collective& call, const Descriptor& descriptor, C
   record->count = call.count;
   record->received = 0;
   if (call.op == OpKind::all_to_all) {
+    if (call.receives.empty()) record->received = call.count;
     for (const ReceivePart& part : call.receives) record->received += part.count;
   }
   record->created_ns = nanoseconds(now);

@@ -324,9 +324,14 @@ RingBackend::WorkPtr RingBackend::alltoall_base(at::Tensor& output, at::Tensor& 
   const std::vector<int64_t> received = items_by_rank(output, output_splits, "output");
   void* from = operation.read(input);
   void* to = operation.write(output);
-  rc_call& call = operation.move(core_->ops().all_to_all, input, 0);
-  call.sends = operation.parts(from, input, sent);
-  call.receives = operation.parts(to, output, received);
+  const bool is_even = input_splits.empty() && output_splits.empty() && input.numel() == output.numel();
+  rc_call& call = operation.move(core_->ops().all_to_all, input, is_even ? input.numel() : 0);
+  call.input = from;
+  call.output = to;
+  if (!is_even) {
+    call.sends = operation.parts(from, input, sent);
+    call.receives = operation.parts(to, output, received);
+  }
   operation.inputs = {input};
   operation.outputs = {output};
   operation.input_splits = input_splits;

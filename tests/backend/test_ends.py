@@ -75,7 +75,7 @@ def wait(call, group):
     try:
         call(group)
     except dist.DistBackendError as error:
-        sys.stdout.write(f"caught {error}\n")
+        sys.stdout.write(f"caught {error}\\n")
 threads = [threading.Thread(target=wait, args=pair) for pair in zip(calls, groups)]
 for thread in threads:
     thread.start()

@@ -57,7 +57,9 @@ def run_op(comm: Communicator, op: str) -> None:
 
 def check_codec(comm: Communicator) -> None:
     inputs = random_inputs("float32", SIZES[1], comm.world_size, 1)
-    results = {comm.all_reduce(inputs[comm.rank].copy(), codec="int8").tobytes() for _ in range(CALLS)}
+    results = {
+        comm.all_reduce(inputs[comm.rank].copy(), codec="int8").tobytes() for _ in range(CALLS)
+    }
     assert len(results) == 1
 
 

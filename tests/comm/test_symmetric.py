@@ -42,7 +42,9 @@ def check_every_operation(comm: Communicator, dtype: str) -> None:
             parts = [np.split(values, n) for values in whole]
             x = symmetric(comm, whole[rank])
             got = comm.all_to_all(x)
-            assert_same_bits(got, np.concatenate(reference.all_to_all(parts)[rank]), ("all_to_all", size))
+            assert_same_bits(
+                got, np.concatenate(reference.all_to_all(parts)[rank]), ("all_to_all", size)
+            )
             assert_same_bits(x, whole[rank], "all_to_all left x alone")
         x = symmetric(comm, inputs[rank])
         comm.broadcast(x, seed % n)
