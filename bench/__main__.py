@@ -35,12 +35,13 @@ def suite(quick: bool) -> dict[str, list[str]]:
     seconds = ["--seconds", "0.3"] if quick else ["--seconds", "1.5", "--tries", "2"]
     for n in (2, 4):
         command = ["bench.collectives", "-n", str(n), *seconds]
-        codecs = ["--codec", "none", "int8", "int4"]
         paths = ["--path", "comm", "dist"]
-        runs[f"all_reduce-{n}ranks"] = [*command, *every, *codecs, *paths]
+        runs[f"all_reduce-{n}ranks"] = [*command, *every, "--dtype", "float32", "bfloat16"]
         runs[f"others-{n}ranks"] = [*command, *few, "--op", *OTHERS]
+        wire = [*paths, "--codec", "none", "int8", "int4", "--peers", "gloo", "memcpy"]
+        runs[f"codecs-{n}ranks"] = [*command, *every, *wire]
         if not quick:
-            dtypes = ["--dtype", "float64", "bfloat16", "float16", "int32"]
+            dtypes = ["--dtype", "float64", "float16", "int32"]
             runs[f"dtypes-{n}ranks"] = [*command, *few, *dtypes]
         rows = ["--sizes", "1K"] if quick else ["--sizes", "256", "1K", "4K", "16K", "64K"]
         runs[f"back-to-back-{n}ranks"] = [*command, *rows, "--back-to-back", "100", *paths]

@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ def load() -> Any:
     """
     global _loaded
     if _loaded is None:
-        installed = importlib.util.find_spec("ringcomm._c10d")
+        # Beside this file only: another, editable installation may offer its own.
+        installed = PathFinder.find_spec("ringcomm._c10d", [str(_PACKAGE)])
         if installed is not None and installed.origin is not None:
             _check_version(Path(installed.origin))
             _loaded = importlib.import_module("ringcomm._c10d")

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ringcomm.demo.configs import BASELINE, Task
+from ringcomm.demo.configs import BASELINE, EXACT, Task
 from ringcomm.demo.train import RunResult
 
 __all__ = ["Check", "Summary", "check", "summarise"]
@@ -121,7 +121,7 @@ def check(task: Task, runs: list[RunResult], summaries: list[Summary]) -> list[C
                 bits <= most,
             )
         )
-    checks.append(_same_curve(task, runs))
+    checks += [_same_curve(task, runs, config) for config in EXACT]
     unequal = [f"{r.config} seed {r.seed}" for r in runs if not r.replicas_equal]
     checks.append(
         Check(
@@ -133,19 +133,19 @@ def check(task: Task, runs: list[RunResult], summaries: list[Summary]) -> list[C
     return checks
 
 
-def _same_curve(task: Task, runs: list[RunResult]) -> Check:
+def _same_curve(task: Task, runs: list[RunResult], config: str) -> Check:
     """Two ranks, so there is one order of summation: exact means exactly the same curve."""
-    losses = {(r.config, r.seed): r.train_losses for r in runs if r.config in (BASELINE, "none")}
+    losses = {(r.config, r.seed): r.train_losses for r in runs if r.config in (BASELINE, config)}
     for seed in task.seeds:
-        pairs = zip(losses[BASELINE, seed], losses["none", seed], strict=True)
+        pairs = zip(losses[BASELINE, seed], losses[config, seed], strict=True)
         for step, (exact, ours) in enumerate(pairs, start=1):
             if exact != ours:
                 return Check(
-                    f"{task.name} none: training loss leaves that of {BASELINE} at step {step} "
+                    f"{task.name} {config}: training loss leaves that of {BASELINE} at step {step} "
                     f"(seed {seed}): {ours!r}, not {exact!r}; bar: bit-identical",
                     False,
                 )
-    return Check(f"{task.name} none: every training loss bit-identical to {BASELINE}", True)
+    return Check(f"{task.name} {config}: every training loss bit-identical to {BASELINE}", True)
 
 
 def _mean(runs: list[RunResult], name: str) -> float:

@@ -2,10 +2,16 @@
 
 from dataclasses import dataclass
 
-__all__ = ["BASELINE", "WORLD_SIZE", "Bars", "Task", "plan"]
+__all__ = ["BACKEND", "BASELINE", "EXACT", "WORLD_SIZE", "Bars", "Task", "plan"]
 
 BASELINE = "gloo"
-"""Plain DDP on Gloo; every other configuration is the codec string of a ringcomm hook."""
+"""Plain DDP on Gloo."""
+
+BACKEND = "backend"
+"""Plain DDP on the backend ``"ringcomm"``; every other configuration is the codec of a ringcomm hook."""
+
+EXACT = (BACKEND, "none")
+"""What must train exactly as the baseline does."""
 
 WORLD_SIZE = 2
 
@@ -54,7 +60,7 @@ def plan(quick: bool) -> list[Task]:
         name="digits",
         title="CNN on handwritten digits",
         metric="accuracy",
-        configs=(BASELINE, "none", "bf16", "int8", "int4"),
+        configs=(BASELINE, *EXACT, "bf16", "int8", "int4"),
         seeds=(0,) if quick else (0, 1, 2),
         num_steps=150 if quick else 300,
         batch_per_rank=32,
@@ -72,7 +78,7 @@ def plan(quick: bool) -> list[Task]:
         name="text",
         title="Transformer on Python source text",
         metric="loss",
-        configs=(BASELINE, "none", "bf16", "int8", "int4", "int4/4"),
+        configs=(BASELINE, *EXACT, "bf16", "int8", "int4", "int4/4"),
         seeds=(0,),
         num_steps=80 if quick else 400,
         batch_per_rank=4,

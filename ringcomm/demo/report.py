@@ -10,7 +10,7 @@ from typing import Any
 
 from ringcomm._version import __version__
 from ringcomm.demo.bars import Summary
-from ringcomm.demo.configs import BASELINE, WORLD_SIZE, Task
+from ringcomm.demo.configs import BACKEND, BASELINE, EXACT, WORLD_SIZE, Task
 from ringcomm.demo.train import RunResult
 from ringcomm.info import collect
 
@@ -29,9 +29,10 @@ HEADER = (
 )
 
 NOTES = (
-    "gloo: plain DDP on Gloo, exact. The others: ringcomm.attach(ddp_model, codec=...), no warm-up.",
+    "gloo: plain DDP on Gloo, exact; backend: the same on init_process_group('ringcomm'). The others:",
+    "ringcomm.attach(ddp_model, codec=...) on Gloo, no warm-up.",
     "Metric: accuracy on test images (mean of seeds), or loss on held-out text in nats/character.",
-    "bits/value: counted from the bytes that ringcomm sent; for gloo computed (a ring of float32).",
+    "bits/value: counted from the bytes that ringcomm sent; computed where DDP reduces float32 itself.",
     "comm: time per step with a bucket under way, from hook call to completion, the same clock for",
     "all; of the rank that came later, so that waiting for it is not counted. step: time of a whole",
     "training step. Both are medians over steps (and means over seeds).",
@@ -40,6 +41,7 @@ NOTES = (
 
 _COLORS = {
     BASELINE: "black",
+    BACKEND: "tab:purple",
     "none": "tab:gray",
     "bf16": "tab:green",
     "int8": "tab:blue",
@@ -170,8 +172,8 @@ def _draw_loss(axis: Any, task: Task, summary: Summary, runs: list[RunResult]) -
         losses,
         color=_COLORS[summary.config],
         # The exact curves lie on each other: a wide one below, a dashed one on top.
-        linewidth={BASELINE: 1.2, "none": 4.0}.get(summary.config, 1.4),
-        alpha=0.4 if summary.config == "none" else 1.0,
+        linewidth={BASELINE: 1.2, "none": 4.0, BACKEND: 6.0}.get(summary.config, 1.4),
+        alpha=0.4 if summary.config in EXACT else 1.0,
         linestyle="--" if exact else "-",
         zorder=3 if exact else 2,
         label=f"{metric}   {summary.config}, {summary.bits_per_value:.1f} bits",
@@ -197,8 +199,8 @@ def _draw_difference(axis: Any, task: Task, config: str, runs: list[RunResult]) 
         steps,
         values,
         color=_COLORS[config],
-        linewidth=4.0 if config == "none" else 1.4,
-        alpha=0.4 if config == "none" else 1.0,
+        linewidth=4.0 if config in EXACT else 1.4,
+        alpha=0.4 if config in EXACT else 1.0,
         marker="o" if task.metric == "accuracy" else None,
         markersize=3.5,
     )

@@ -14,7 +14,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn import functional
 
 import ringcomm.ddp
-from ringcomm.demo.configs import BASELINE, Task
+from ringcomm.demo.configs import BACKEND, BASELINE, Task
 from ringcomm.demo.data import Digits, Text, digit_batches, text_batches, windows
 from ringcomm.demo.models import CONTEXT, CharTransformer, DigitsNet, num_parameters
 from ringcomm.demo.timing import TimedDDP
@@ -74,7 +74,7 @@ class Run:
 
     Args:
         task: What to train.
-        config: ``"gloo"``, or the codec of a ringcomm hook.
+        config: ``"gloo"``, ``"backend"``, or the codec of a ringcomm hook.
         seed: Of the initial weights and of the order of the data; the same for every ``config``.
         data: Of the task.
     """
@@ -87,11 +87,12 @@ class Run:
         torch.manual_seed(seed)
         rank, world_size = dist.get_rank(), dist.get_world_size()
         self._model, self._batches, self._judge = _set_up(task, seed, data, rank, world_size)
-        self._ddp_model = TimedDDP(self._model)
+        group = dist.new_group(backend="ringcomm") if config == BACKEND else None
+        self._ddp_model = TimedDDP(self._model, process_group=group)
         self._state: ringcomm.ddp.HookState | None = None
-        if config == BASELINE:
+        if config in (BASELINE, BACKEND):
             # DDP's own averaging, as a hook so that it is timed like ours.
-            self._ddp_model.register_comm_hook(None, allreduce_hook)
+            self._ddp_model.register_comm_hook(group, allreduce_hook)
         else:
             self._state = ringcomm.attach(self._ddp_model, codec=config, warmup_steps=0)
         self._optimizer = torch.optim.AdamW(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+import ringcomm.backend
 from ringcomm.demo.configs import Task, plan
 from ringcomm.demo.data import Digits, Text, load_digits, load_text
 from ringcomm.demo.launch import die_with_launcher
@@ -34,6 +35,7 @@ def main() -> None:
     die_with_launcher()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C needs no traceback from every rank
     torch.set_num_threads(1)
+    ringcomm.backend.register()  # torch does it by itself where ringcomm is installed
     dist.init_process_group("gloo", timeout=_PEER_TIMEOUT)
     runs, facts = [], {}
     for task in plan(options.quick):

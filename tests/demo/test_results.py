@@ -15,7 +15,15 @@ from ringcomm.demo.configs import Task, plan
 from ringcomm.demo.train import RunResult
 
 DIGITS, TEXT = plan(quick=False)
-BITS = {"gloo": 32.0, "none": 32.0, "bf16": 16.0, "int8": 8.53, "int4": 6.53, "int4/4": 4.53}
+BITS = {
+    "gloo": 32.0,
+    "backend": 32.0,
+    "none": 32.0,
+    "bf16": 16.0,
+    "int8": 8.53,
+    "int4": 6.53,
+    "int4/4": 4.53,
+}
 
 
 def good_runs(task: Task) -> list[RunResult]:
@@ -32,7 +40,7 @@ def good_runs(task: Task) -> list[RunResult]:
             final_train_loss=losses[-1],
             num_parameters=2_000_000,
             bits_per_value=BITS[config],
-            bits_measured=config != "gloo",
+            bits_measured=config not in ("gloo", "backend"),
             bytes_sent_per_step=1e6,
             comm_ms=[1.0] * task.num_steps,
             longest_comm_ms=[1.0] * task.num_steps,
@@ -75,6 +83,7 @@ def test_good_results_keep_every_bar(task: Task) -> None:
         (TEXT, "int4/4", {"bits_per_value": 4.61}, "text int4/4: 4.610 bits"),
         (TEXT, "bf16", {"replicas_equal": False}, "NOT after bf16 seed 0"),
         (TEXT, "none", {"train_losses": [4.0] * 400}, "text none: training loss leaves"),
+        (TEXT, "backend", {"train_losses": [4.0] * 400}, "text backend: training loss leaves"),
     ],
 )
 def test_each_bar_can_be_missed(
