@@ -17,13 +17,24 @@
 namespace ringcomm {
 namespace {
 
+constexpr int64_t kTileBytes = 32 * 1024;
+
 constexpr uint32_t step_of(int64_t segment) { return static_cast<uint32_t>(segment + 1); }
+
+// How much of a broadcast goes through a buffer at once: an eighth, so that reading overlaps with writing, but
+// enough to be worth a wait.
+int64_t piece_bytes(int64_t num_bytes, int64_t buffer_bytes) {
+  constexpr int64_t kLeast = 64 * 1024;
+  const int64_t eighth = round_up(ceil_div(num_bytes, 8), static_cast<int64_t>(kCacheLine));
+  return std::min(std::max(eighth, kLeast), buffer_bytes);
+}
 
 }  // namespace
 
 int64_t staged_broadcast(ShmGroup& group, const Collective& call) {
   const int64_t num_bytes = call.num_bytes();
-  const int64_t num_segments = ceil_div(num_bytes, group.buffer_bytes());
+  const int64_t most = piece_bytes(num_bytes, group.buffer_bytes());
+  const int64_t num_segments = ceil_div(num_bytes, most);
   const bool is_root = group.rank() == call.root;
   StagingAccess staging(group, call.op, false, num_bytes, num_segments);
   group.announce();
@@ -33,8 +44,8 @@ int64_t staged_broadcast(ShmGroup& group, const Collective& call) {
     group.wait_announced(call.root);
   }
   for (int64_t segment = 0; segment < num_segments; ++segment) {
-    const int64_t offset = segment * group.buffer_bytes();
-    const int64_t piece = std::min(group.buffer_bytes(), num_bytes - offset);
+    const int64_t offset = segment * most;
+    const int64_t piece = std::min(most, num_bytes - offset);
     uint8_t* buffer = group.result_buffer(call.root, segment);
     if (is_root) {
       if (segment >= 2) group.wait_all_steps(step_of(segment - 2));
@@ -55,28 +66,32 @@ int64_t staged_broadcast(ShmGroup& group, const Collective& call) {
 
 int64_t staged_all_gather(ShmGroup& group, const Collective& call) {
   const int64_t num_bytes = call.num_bytes();
-  const int64_t num_segments = ceil_div(num_bytes, group.buffer_bytes());
+  const int64_t most = group.buffer_bytes();
+  const int64_t num_segments = ceil_div(num_bytes, most);
+  const int64_t output_bytes = num_bytes * group.world_size();
   StagingAccess staging(group, call.op, false, num_bytes, num_segments);
   group.announce();
   group.wait_all_announced();
   for (int64_t segment = 0; segment < num_segments; ++segment) {
-    const int64_t offset = segment * group.buffer_bytes();
-    const int64_t piece = std::min(group.buffer_bytes(), num_bytes - offset);
+    const int64_t offset = segment * most;
+    const int64_t piece = std::min(most, num_bytes - offset);
+    // The own part goes to its two places while it is in the nearest cache.
     staging.timed(segment, piece, [&] {
-      staging.write(segment, group.result_buffer(group.rank(), segment), bytes_at(call.input, offset), piece);
+      uint8_t* const buffer = group.result_buffer(group.rank(), segment);
+      for (int64_t done = 0; done < piece; done += kTileBytes) {
+        const int64_t count = std::min(kTileBytes, piece - done);
+        const uint8_t* const from = bytes_at(call.input, offset + done);
+        staging.write(segment, buffer + done, from, count);
+        copy_to_output(call.part_from(group.rank()) + offset + done, from, count, output_bytes);
+      }
     });
     group.publish_step(step_of(segment));
-    for (int hop = 0; hop < group.world_size(); ++hop) {
+    for (int hop = 1; hop < group.world_size(); ++hop) {
       const int peer = (group.rank() + hop) % group.world_size();
       group.wait_step(peer, step_of(segment));
-      uint8_t* const target = call.part_from(peer) + offset;
-      if (peer == group.rank()) {
-        copy_to_output(target, bytes_at(call.input, offset), piece, num_bytes * group.world_size());
-        continue;
-      }
       staging.timed(segment, piece, [&] {
         uint8_t* const buffer = group.result_buffer(peer, segment);
-        copy_to_output(target, buffer, piece, num_bytes * group.world_size());
+        copy_to_output(call.part_from(peer) + offset, buffer, piece, output_bytes);
         staging.has_read(segment, buffer, piece);
       });
     }
