@@ -43,7 +43,9 @@ void launch(const char* name, const LaunchShape& shape, Stream stream, void (*ke
 #if defined(RC_SIMT)
   simt::launch(name, shape.grid, shape.block, shape.shared_bytes, stream, kernel, static_cast<Params>(args)...);
 #else
-  kernel<<<shape.grid, shape.block, shape.shared_bytes, stream> > >(static_cast<Params>(args)...);
+  // clang-format off: it takes the brackets apart
+  kernel<<<shape.grid, shape.block, shape.shared_bytes, stream>>>(static_cast<Params>(args)...);
+  // clang-format on
   const cudaError_t status = cudaGetLastError();
   if (status != cudaSuccess) {
     RC_FAIL(device, "kernel ", name, " was not launched: ", cudaGetErrorString(status), " (", cudaGetErrorName(status),

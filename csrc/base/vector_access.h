@@ -16,6 +16,14 @@ inline bool is_aligned(const void* address, size_t num_bytes) {
 template <int kBytes>
 struct VectorWord;
 template <>
+struct VectorWord<1> {
+  using Type = uint8_t;
+};
+template <>
+struct VectorWord<2> {
+  using Type = uint16_t;
+};
+template <>
 struct VectorWord<4> {
   using Type = uint32_t;
 };
@@ -28,7 +36,7 @@ struct VectorWord<16> {
   using Type = uint4;
 };
 
-// kCount elements in one access of 4, 8 or 16 bytes, or in several of 16. The address is a multiple of the
+// kCount elements in one access of 1, 2, 4, 8 or 16 bytes, or in several of 16. The address is a multiple of the
 // access. Loops are unrolled: the elements stay in registers.
 template <typename T, int kCount>
 __device__ __forceinline__ void load_vector(const void* from, T (&elements)[kCount]) {
@@ -51,6 +59,12 @@ __device__ __forceinline__ void store_vector(void* to, const T (&elements)[kCoun
 #pragma unroll
   for (int i = 0; i < kBytes / kAccess; ++i) static_cast<Word*>(to)[i] = words[i];
 }
+
+// A thread's share of numbered items: every item_step()-th from first_item() on.
+__device__ __forceinline__ int64_t first_item() {
+  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+}
+__device__ __forceinline__ int64_t item_step() { return static_cast<int64_t>(gridDim.x) * blockDim.x; }
 
 // 16 bits at any address, little endian.
 __device__ __forceinline__ uint16_t load_two_bytes(const uint8_t* from) {

@@ -134,8 +134,8 @@ __global__ void __launch_bounds__(kThreads) encode_kernel(const EncodeArgs args,
   const CodecLayout layout = codec_layout(kCodec<kBits>, args.num_elems);
   const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
   const int offset = lane % kLanes * kRun;  // of the low run in its block
-  const int64_t warp = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarpLanes;
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads / kWarpLanes * kBlocksPerWarp;
+  const int64_t warp = first_item() / kWarpLanes;
+  const int64_t step = item_step() / kWarpLanes * kBlocksPerWarp;
   RandomKey key{};
   uint32_t key_index_high = 0;
   bool has_key = false;
@@ -202,9 +202,7 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int kRun = Shares<T>::kRun;
   constexpr int kLanes = Shares<T>::kLanes;
   const CodecLayout layout = codec_layout(kCodec<kBits>, num_elems);
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; item < layout.num_blocks * kLanes;
-       item += step) {
+  for (int64_t item = first_item(); item < layout.num_blocks * kLanes; item += item_step()) {
     const int64_t block = item / kLanes;
     const int offset = static_cast<int>(item % kLanes) * kRun;
     const int64_t begin = block * kBlockElems + offset;

@@ -23,9 +23,6 @@ int64_t vector_runs(int64_t num_elems, Pointers... pointers) {
 // What the grid is spread over. The few elements after the runs make no difference.
 int64_t num_items(int64_t num_elems, int64_t num_runs) { return num_runs > 0 ? num_runs : num_elems; }
 
-__device__ __forceinline__ int64_t first_item() { return static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; }
-__device__ __forceinline__ int64_t item_step() { return static_cast<int64_t>(gridDim.x) * kThreads; }
-
 template <typename Code, typename T>
 __global__ void __launch_bounds__(kThreads) encode_kernel(const EncodeArgs args, int64_t num_runs) {
   constexpr int kCount = kRun<T>;

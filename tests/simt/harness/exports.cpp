@@ -83,3 +83,36 @@ SIMT_EXPORT int simt_decode_add(int codec, const uint8_t* wire, int64_t num_elem
 SIMT_EXPORT int simt_divide(float* values, int64_t num_elems, float divisor, CUstream_st* stream) {
   return simt::guarded([&] { cuda::divide(values, num_elems, divisor, stream); });
 }
+
+SIMT_EXPORT int simt_reduce(int dtype, int op, const void* const* inputs, int num_inputs, int64_t num_elems,
+                            void* output, void* const* copies, int num_copies, CUstream_st* stream) {
+  ReduceArgs args;
+  args.inputs = inputs;
+  args.num_inputs = num_inputs;
+  args.num_elems = num_elems;
+  args.output = output;
+  args.copies = copies;
+  args.num_copies = num_copies;
+  return simt::guarded([&] { cuda::reduce(static_cast<DType>(dtype), static_cast<ReduceOp>(op), args, stream); });
+}
+
+SIMT_EXPORT int simt_reduce_hop(int dtype, int op, const void* accumulator_in, const void* input, void* accumulator,
+                                int64_t num_elems, CUstream_st* stream) {
+  return simt::guarded([&] {
+    cuda::reduce_hop(static_cast<DType>(dtype), static_cast<ReduceOp>(op), accumulator_in, input, accumulator,
+                     num_elems, stream);
+  });
+}
+
+SIMT_EXPORT int simt_finish_hops(int dtype, int op, const void* accumulator, int num_inputs, void* output,
+                                 int64_t num_elems, CUstream_st* stream) {
+  return simt::guarded([&] {
+    cuda::finish_hops(static_cast<DType>(dtype), static_cast<ReduceOp>(op), accumulator, num_inputs, output, num_elems,
+                      stream);
+  });
+}
+
+SIMT_EXPORT int simt_scale(int dtype, const void* input, double factor, void* output, int64_t num_elems,
+                           CUstream_st* stream) {
+  return simt::guarded([&] { cuda::scale(static_cast<DType>(dtype), input, factor, output, num_elems, stream); });
+}
