@@ -11,8 +11,8 @@ from tests.simt.emulator import Emulator
 
 @pytest.fixture(scope="session")
 def built_emulator() -> Emulator:
-    if shutil.which(build.compiler()) is None:
-        pytest.skip(f"the compiler {build.compiler()} is not here (CXX says which)")
+    if shutil.which(build.COMPILER) is None:
+        pytest.skip(f"{build.COMPILER} is not here: it compiles the CUDA sources for the CPU")
     return Emulator(build.library())
 
 

@@ -49,7 +49,7 @@ def misuse(simt: Emulator, name: str, plan: tuple[str, int]) -> list[str]:
 @pytest.mark.parametrize("name", MISUSES)
 def test_each_mistake_is_reported_with_its_place(simt: Emulator, name: str) -> None:
     kind, detail = MISUSES[name]
-    # Once under the random schedules: a loop without end takes its time.
+    # A loop without end takes its time, so it runs under one schedule.
     for plan in PLANS if name != "loop_without_end" else PLANS[:1]:
         reports = misuse(simt, name, plan)
         assert reports, plan
@@ -186,6 +186,17 @@ def test_one_buffer_for_two_epochs_is_caught(simt: Emulator) -> None:
         assert found or not right, plan
         raced += found
     assert raced > len(PLANS) / 2
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_only_launches_of_one_stream_are_ordered(simt: Emulator, number: int) -> None:
+    for plan in PLANS:
+        values = simt.array(np.zeros(1000, np.float32), "values")
+        simt.call("simt_divide", values, values.size, 2.0, simt.stream(0, 0))
+        simt.call("simt_divide", values, values.size, 2.0, simt.stream(0, number))
+        reports = simt.run(*plan)
+        assert any("race: kernel divide" in report for report in reports) == (number != 0), plan
+        simt.release_all()
 
 
 def test_a_run_repeats_itself(simt: Emulator) -> None:

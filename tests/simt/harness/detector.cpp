@@ -30,6 +30,7 @@ struct Buffer {
 uintptr_t arena = 0;
 size_t arena_used = 0;
 Cell* arena_shadow = nullptr;                    // one cell for 4 bytes
+uintptr_t last_begin = 0, last_end = 0;         // of the buffer that was found last
 std::map<uintptr_t, Buffer> buffers;             // by their address
 std::vector<std::vector<Access>> read_lists;     // Cell::more_reads
 std::unordered_map<uintptr_t, Knowledge> words;  // what acquiring a word teaches
@@ -216,6 +217,7 @@ void* allocate(size_t bytes, const std::string& name) {
 void release_all() {
   if (arena != 0) madvise(reinterpret_cast<void*>(arena), kArenaBytes, MADV_DONTNEED);
   buffers.clear();
+  last_begin = last_end = 0;
   arena_used = 0;
 }
 
@@ -276,14 +278,13 @@ void check_access(uintptr_t address, unsigned bytes, bool write, bool atomic, bo
     return check_words(self.block->shadow.data() + cells_for(m.shared_bytes) + 1, dynamic, true, finding, atomic);
   }
   if (address - arena < kArenaBytes) {
-    static uintptr_t begin = 1, end = 0;  // of the last buffer that was found
-    if (address < begin || address + bytes > end || buffers.count(begin) == 0) {
+    if (address < last_begin || address + bytes > last_end) {
       const auto* const found = buffer_at_or_before(address);
       if (found == nullptr || address + bytes > found->first + found->second.bytes) {
         return finding.report_as("out of bounds", "which belongs to no buffer: check the index against the size");
       }
-      begin = found->first;
-      end = begin + found->second.bytes;
+      last_begin = found->first;
+      last_end = last_begin + found->second.bytes;
     }
     if (write) made_progress();
     return check_words(arena_shadow, arena, false, finding, atomic);
