@@ -103,27 +103,53 @@ def test_scaling_has_the_cpus_bits(simt: Emulator, dtype: str) -> None:
         _core.scale(
             _core.DTYPES[dtype], values.ctypes.data, factor, expected.ctypes.data, num_elems
         )
-        scaled = simt.array(values, "values")  # in place
-        simt.call(
-            "simt_scale",
-            *(_core.DTYPES[dtype], scaled, ctypes.c_double(factor), scaled, num_elems, None),
-        )
-        assert simt.run() == []
-        assert_same_numbers(scaled, expected, num_elems)
-        simt.release_all()
+        size = values.itemsize
+        for in_place, shifts in (
+            (True, (0, 0)),
+            (False, (0, 0)),
+            (False, (size, 0)),
+            (False, (0, size)),
+        ):
+            given = simt.array(values, "values", shifts[0])
+            scaled = given if in_place else simt.array(np.zeros_like(values), "scaled", shifts[1])
+            simt.call(
+                "simt_scale",
+                *(_core.DTYPES[dtype], given, ctypes.c_double(factor), scaled, num_elems, None),
+            )
+            assert simt.run() == []
+            assert_same_numbers(scaled, expected, (num_elems, in_place, shifts))
+            simt.release_all()
 
 
 @pytest.mark.parametrize("dtype", sorted({dtype for dtype, _ in PAIRS}))
-def test_arrays_may_start_at_any_element(simt: Emulator, dtype: str) -> None:
+def test_any_array_may_start_at_any_element(simt: Emulator, dtype: str) -> None:
     op = "bxor" if dtype == "bool" else "sum"
-    size = NUMPY[dtype].itemsize
-    inputs = inputs_of(dtype, 333, 3)
-    # One array of three is enough to leave vectors.
-    sources = on_device(simt, inputs[:2], "input") + on_device(simt, inputs[2:], "shifted", size)
-    output = simt.array(np.zeros_like(inputs[0]), "output")
-    reduce(simt, dtype, op, sources, [output])
-    assert simt.run() == []
-    assert_same_numbers(output, reduced_on_the_cpu(dtype, op, inputs))
+    wide = "float32" if dtype in ("float16", "bfloat16") else dtype
+    size, wide_size = NUMPY[dtype].itemsize, NUMPY[wide].itemsize
+    inputs = inputs_of(dtype, 333, 2)
+    expected = reduced_on_the_cpu(dtype, op, inputs)
+    # One array that is out of line is enough to leave vectors.
+    for which in range(4):
+        shifts = [size * (k == which) for k in range(4)]
+        sources = [simt.array(array, "input", shifts[k]) for k, array in enumerate(inputs)]
+        outputs = [simt.array(np.zeros_like(expected), "output", shifts[k]) for k in (2, 3)]
+        reduce(simt, dtype, op, sources, outputs)
+        assert simt.run() == [], which
+        for output in outputs:
+            assert_same_numbers(output, expected, which)
+        simt.release_all()
+    for which in range(4):
+        shifts = [wide_size * (k == which) for k in (0, 1)] + [size * (k == which) for k in (2, 3)]
+        totals = [simt.array(zeros(wide, 333), "accumulator", shift) for shift in shifts[:2]]
+        sources = [simt.array(array, "input", shifts[2]) for array in inputs]
+        output = simt.array(zeros(dtype, 333), "output", shifts[3])
+        hops = ((None, sources[0], totals[0]), (totals[0], sources[1], totals[1]))
+        for hop in hops:
+            simt.call("simt_reduce_hop", *ids(dtype, op), *hop, 333, simt.stream(0))
+        simt.call("simt_finish_hops", *ids(dtype, op), totals[1], 2, output, 333, simt.stream(0))
+        assert simt.run() == [], which
+        assert_same_numbers(output, expected, which)
+        simt.release_all()
 
 
 def test_the_output_and_its_copies_may_be_inputs(simt: Emulator) -> None:

@@ -11,7 +11,7 @@ CSRC = ROOT / "csrc"
 # A pattern, and the only files of csrc that have it.
 RULES = {
     "launches go through launch()": (r"<<<\w", {"base/launch.h"}),
-    "PTX stands in one header": (r'asm volatile\("\w', {"base/ptx.h"}),
+    "PTX stands in one header": (r'asm volatile\("\w+\.\w', {"base/ptx.h"}),
     # There, __fmul_rn and a * b are the same product, because the host contracts nothing.
     "no code for the device only": (r"__CUDA_ARCH__", {"codec/block_quantize_math.h"}),
     "two headers know of the emulator": (r"RC_SIMT", {"base/launch.h", "base/ptx.h"}),
