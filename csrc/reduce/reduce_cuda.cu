@@ -9,6 +9,7 @@
 #include "base/vector_access.h"
 #include "reduce/reduce.h"
 #include "reduce/reduce_math.h"
+#include "reduce/table.h"
 
 namespace ringcomm::cuda {
 namespace {
@@ -170,7 +171,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// ---- Launches. num_elems counts elements of the kernel, see Reductions. ------------------------------
+// ---- Launches. num_elems counts elements of the kernel, see ReduceKernels in reduce/kernels.h.
+// ------------------------------
 
 template <typename T>
 LaunchShape shape_of(int64_t num_elems, int64_t num_runs) {
@@ -206,8 +208,6 @@ void launch_scale(const void* input, double factor, void* output, bool vectors, 
          Scale<T>{factor});
 }
 
-// ---- Tables: which kernel does what. The same sharing as in reduce_cpu.cpp. --------------------------
-
 struct ReduceLaunchers {
   void (*reduce)(const Arrays& arrays, bool vectors, int64_t num_elems, Stream stream);
   void (*reduce_hop)(const Hop& hop, bool vectors, int64_t num_elems, Stream stream);
@@ -224,64 +224,23 @@ struct DTypeLaunchers {
   ScaleLauncher scale;
 };
 
-template <typename T, typename Op, int kParts = 1>
-constexpr ReduceLaunchers kLaunchers{launch_reduce<T, Op>, launch_hop<T, Op>, launch_finish<T, Op>, kParts};
-constexpr ReduceLaunchers kNone{};
-
-// In the order of ReduceOp: sum, avg, min, max, product, band, bor, bxor, premul_sum; then the scaling.
-template <typename T>
-constexpr DTypeLaunchers kFloating{
-    {kLaunchers<T, Sum>, kLaunchers<T, Average>, kLaunchers<T, Minimum>, kLaunchers<T, Maximum>, kLaunchers<T, Product>,
-     kNone, kNone, kNone, kLaunchers<T, Sum>},
-    {launch_scale<T>, 1}};
-template <typename T, typename Unsigned>
-constexpr DTypeLaunchers kInteger{
-    {kLaunchers<Unsigned, Sum>, kLaunchers<T, Average>, kLaunchers<T, Minimum>, kLaunchers<T, Maximum>,
-     kLaunchers<Unsigned, Product>, kLaunchers<uint8_t, BitAnd, sizeof(T)>, kLaunchers<uint8_t, BitOr, sizeof(T)>,
-     kLaunchers<uint8_t, BitXor, sizeof(T)>, kNone},
-    {}};
-constexpr DTypeLaunchers kBool{
-    {kLaunchers<BoolElement, BitOr>, kNone, kLaunchers<BoolElement, BitAnd>, kLaunchers<BoolElement, BitOr>,
-     kLaunchers<BoolElement, BitAnd>, kLaunchers<BoolElement, BitAnd>, kLaunchers<BoolElement, BitOr>,
-     kLaunchers<BoolElement, BitXor>, kNone},
-    {}};
-template <typename T>
-constexpr DTypeLaunchers kComplex{{kLaunchers<T, Sum, 2>, kLaunchers<T, Average, 2>, kNone, kNone,
-                                   kLaunchers<Complex<T>, Product>, kNone, kNone, kNone, kLaunchers<T, Sum, 2>},
-                                  {launch_scale<T>, 2}};
-
-// In the order of DType; float8, the last, has none.
-constexpr DTypeLaunchers kTable[kNumDTypes] = {kFloating<float>,
-                                               kFloating<double>,
-                                               kFloating<Float16Element>,
-                                               kFloating<Bfloat16Element>,
-                                               kInteger<int32_t, uint32_t>,
-                                               kInteger<int64_t, uint64_t>,
-                                               kInteger<uint8_t, uint8_t>,
-                                               kInteger<int8_t, uint8_t>,
-                                               kInteger<int16_t, uint16_t>,
-                                               kInteger<uint16_t, uint16_t>,
-                                               kInteger<uint32_t, uint32_t>,
-                                               kInteger<uint64_t, uint64_t>,
-                                               kBool,
-                                               kComplex<float>,
-                                               kComplex<double>};
-
-constexpr bool table_follows_the_rule() {
-  for (int dtype = 0; dtype < kNumDTypes; ++dtype) {
-    for (int op = 0; op < kNumReduceOps; ++op) {
-      const bool legal = reduction_refusal(static_cast<DType>(dtype), static_cast<ReduceOp>(op)) == nullptr;
-      if (legal != (kTable[dtype].ops[op].parts != 0)) return false;
-    }
-  }
-  return true;
-}
-static_assert(table_follows_the_rule(), "launchers for every pair that reduction_refusal() lets through");
+struct Cuda {
+  using Float16 = Float16Element;
+  using Bfloat16 = Bfloat16Element;
+  using Bool = BoolElement;
+  using Kernels = ReduceLaunchers;
+  using Row = DTypeLaunchers;
+  template <typename T, typename Op, int kParts>
+  static constexpr ReduceLaunchers kKernels{launch_reduce<T, Op>, launch_hop<T, Op>, launch_finish<T, Op>, kParts};
+  template <typename T, int kParts>
+  static constexpr ScaleLauncher kScale{launch_scale<T>, kParts};
+};
+static_assert(ReduceRows<Cuda>::follows_the_rule());
 
 const ReduceLaunchers& launchers(DType dtype, ReduceOp op, int64_t num_elems) {
   check_reduction(dtype, op);
   RC_CHECK(num_elems >= 0, "num_elems must not be negative, got ", num_elems);
-  return kTable[static_cast<int>(dtype)].ops[static_cast<int>(op)];
+  return ReduceRows<Cuda>::kTable[static_cast<int>(dtype)].ops[static_cast<int>(op)];
 }
 
 // Checks that an array of the dtype lies where GPUs can read its elements; true if it can be read by vectors.
@@ -340,7 +299,7 @@ void scale(DType dtype, const void* input, double factor, void* output, int64_t 
   launchers(dtype, ReduceOp::premul_sum, num_elems);
   bool vectors = takes_vectors(input, dtype);
   vectors = takes_vectors(output, dtype) && vectors;
-  const ScaleLauncher& chosen = kTable[static_cast<int>(dtype)].scale;
+  const ScaleLauncher& chosen = ReduceRows<Cuda>::kTable[static_cast<int>(dtype)].scale;
   if (num_elems > 0) chosen.scale(input, factor, output, vectors, num_elems * chosen.parts, stream);
 }
 

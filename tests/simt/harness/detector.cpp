@@ -30,7 +30,7 @@ struct Buffer {
 uintptr_t arena = 0;
 size_t arena_used = 0;
 Cell* arena_shadow = nullptr;                    // one cell for 4 bytes
-uintptr_t last_begin = 0, last_end = 0;         // of the buffer that was found last
+uintptr_t last_begin = 0, last_end = 0;          // of the buffer that was found last
 std::map<uintptr_t, Buffer> buffers;             // by their address
 std::vector<std::vector<Access>> read_lists;     // Cell::more_reads
 std::unordered_map<uintptr_t, Knowledge> words;  // what acquiring a word teaches

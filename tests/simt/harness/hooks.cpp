@@ -79,6 +79,7 @@ void __ubsan_handle_type_mismatch_v1(void* data, uintptr_t address) {
   simt::undefined("misaligned", mismatch.location,
                   "accesses " + simt::describe_address(address) + ", which is not a multiple of " +
                       std::to_string(1u << mismatch.log_alignment) + ": take the element-wise path for such arrays");
+  simt::abandon();  // the processor may fault on it, too
 }
 void __ubsan_handle_out_of_bounds(void* data, uintptr_t index) {
   simt::undefined("out of bounds", *static_cast<simt::SourceLocation*>(data),

@@ -438,6 +438,7 @@ void report(const std::string& text, const std::string& key) {
 
 void abandon() {
   machine().abandoned = true;
+  machine().inside = true;
   leave();
   abort();  // nobody resumes it
 }
