@@ -61,9 +61,7 @@ __device__ __forceinline__ void store_vector(void* to, const T (&elements)[kCoun
 }
 
 // A thread's share of numbered items: every item_step()-th from first_item() on.
-__device__ __forceinline__ int64_t first_item() {
-  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-}
+__device__ __forceinline__ int64_t first_item() { return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; }
 __device__ __forceinline__ int64_t item_step() { return static_cast<int64_t>(gridDim.x) * blockDim.x; }
 
 // 16 bits at any address, little endian.

@@ -142,6 +142,13 @@ std::string describe_address(uintptr_t address);
 void report(const std::string& text, const std::string& key);
 // Ends the run; does not return to the kernel.
 void abandon();
+std::string at(Place place);  // file:line
+
+// ---- The scheduler: of the current thread, unless one is named
+bool is_random();  // the schedule
+void leave();      // lets others run; returns when the scheduler comes back to the thread
+void make_ready(Thread& thread);
+void ended(Thread& thread);  // nobody may wait for it any more (meeting.cpp)
 
 // Called by kernel code through the hooks.
 void maybe_switch();
