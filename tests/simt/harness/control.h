@@ -1,5 +1,8 @@
 // What tests ask of the emulator.
 //
+// Kernels are executed for their results and their order, not for their speed: there are no caches, no coalescing
+// and no bank conflicts, and nothing says what a GPU does with the same code. Where one is at hand, compare.
+//
 // A run is deterministic: the same launches, schedule and seed give the same interleaving.
 //
 //   forward   threads and blocks in their order, each as far as it gets
