@@ -62,7 +62,7 @@ constexpr int64_t kMostBlocks = 3;
 constexpr int64_t kMostBlocks = 4096;
 #endif
 
-// Blocks for a kernel whose threads step through num_items (> 0) by the size of the grid.
+// Blocks for a kernel whose threads share num_items (> 0) items.
 inline LaunchShape spread(int64_t num_items, int block_threads) {
   const int64_t blocks = (num_items + block_threads - 1) / block_threads;
   LaunchShape shape;
@@ -70,5 +70,9 @@ inline LaunchShape spread(int64_t num_items, int block_threads) {
   shape.block = dim3(static_cast<unsigned>(block_threads));
   return shape;
 }
+
+// A thread's share of them: every item_step()-th from first_item() on.
+__device__ __forceinline__ int64_t first_item() { return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; }
+__device__ __forceinline__ int64_t item_step() { return static_cast<int64_t>(gridDim.x) * blockDim.x; }
 
 }  // namespace ringcomm

@@ -60,10 +60,6 @@ __device__ __forceinline__ void store_vector(void* to, const T (&elements)[kCoun
   for (int i = 0; i < kBytes / kAccess; ++i) static_cast<Word*>(to)[i] = words[i];
 }
 
-// A thread's share of numbered items: every item_step()-th from first_item() on.
-__device__ __forceinline__ int64_t first_item() { return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; }
-__device__ __forceinline__ int64_t item_step() { return static_cast<int64_t>(gridDim.x) * blockDim.x; }
-
 // 16 bits at any address, little endian.
 __device__ __forceinline__ uint16_t load_two_bytes(const uint8_t* from) {
   return static_cast<uint16_t>(from[0] | from[1] << 8);

@@ -59,8 +59,9 @@ void divide(float* values, int64_t num_elems, float divisor);
 // multiple of their element's size, wire bytes anywhere. Queued on the stream; none waits. Fastest where everything is
 // 16-byte aligned.
 //
-// Not the same are payload and sign of a NaN that an addition produces (input + residual, accumulator + value):
-// they are the device's. They show in an accumulator, and on the wire in fp16 with a residual.
+// Not the same are payload and sign of a NaN that arithmetic produces (input + residual, code * scale,
+// accumulator + value): they are the device's. They show in decoded values and accumulators, and on the wire in fp16
+// with a residual.
 namespace cuda {
 
 void encode(CodecId codec, const EncodeArgs& args, Stream stream);

@@ -171,10 +171,9 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// ---- Launches. num_elems counts elements of the kernel, see ReduceKernels in reduce/kernels.h.
-// ------------------------------
+// ---- Launches. num_elems counts the kernel's elements, see reduce/kernels.h. -------------------------
 
-template <typename T>
+// The few elements after the runs make no difference.
 LaunchShape shape_of(int64_t num_elems, int64_t num_runs) {
   return spread(num_runs > 0 ? num_runs : num_elems, kThreads);
 }
@@ -182,13 +181,13 @@ LaunchShape shape_of(int64_t num_elems, int64_t num_runs) {
 template <typename T, typename Op>
 void launch_reduce(const Arrays& arrays, bool vectors, int64_t num_elems, Stream stream) {
   const int64_t num_runs = vectors ? num_elems / kRun<T> : 0;
-  launch("reduce", shape_of<T>(num_elems, num_runs), stream, reduce_kernel<T, Op>, arrays, num_elems, num_runs);
+  launch("reduce", shape_of(num_elems, num_runs), stream, reduce_kernel<T, Op>, arrays, num_elems, num_runs);
 }
 
 template <typename T, typename Op>
 void launch_hop(const Hop& hop, bool vectors, int64_t num_elems, Stream stream) {
   const int64_t num_runs = vectors ? num_elems / kRun<T> : 0;
-  launch("reduce_hop", shape_of<T>(num_elems, num_runs), stream, hop_kernel<T, Op>, hop, num_elems, num_runs);
+  launch("reduce_hop", shape_of(num_elems, num_runs), stream, hop_kernel<T, Op>, hop, num_elems, num_runs);
 }
 
 template <typename T, typename Op>
@@ -197,14 +196,14 @@ void launch_finish(const void* accumulator, int num_inputs, void* output, bool v
   // Only a mean has something left to do but the rounding.
   using Function = Finish<T, std::conditional_t<std::is_same_v<Op, Average>, Average, Sum>>;
   const int64_t num_runs = vectors ? num_elems / kRun<T> : 0;
-  launch("finish_hops", shape_of<T>(num_elems, num_runs), stream, map_kernel<T, Function>, accumulator, output,
-         num_elems, num_runs, Function{num_inputs});
+  launch("finish_hops", shape_of(num_elems, num_runs), stream, map_kernel<T, Function>, accumulator, output, num_elems,
+         num_runs, Function{num_inputs});
 }
 
 template <typename T>
 void launch_scale(const void* input, double factor, void* output, bool vectors, int64_t num_elems, Stream stream) {
   const int64_t num_runs = vectors ? num_elems / kRun<T> : 0;
-  launch("scale", shape_of<T>(num_elems, num_runs), stream, map_kernel<T, Scale<T>>, input, output, num_elems, num_runs,
+  launch("scale", shape_of(num_elems, num_runs), stream, map_kernel<T, Scale<T>>, input, output, num_elems, num_runs,
          Scale<T>{factor});
 }
 
