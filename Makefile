@@ -6,6 +6,7 @@ QUICK ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+SIMT := $(shell find tests/simt -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 NATIVE := $(CSRC) CMakeLists.txt setup.py pyproject.toml ringcomm/_version.py
 QUICK_FLAG := $(if $(filter-out 0,$(QUICK)),--quick)
 
@@ -29,13 +30,13 @@ lint: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(CSRC)
+	$(BIN)/clang-format --dry-run -Werror $(CSRC) $(SIMT)
 	$(BIN)/python -m mypy.stubtest ringcomm._core --mypy-config-file pyproject.toml --ignore-unused-allowlist --allowlist tests/stubtest_allowlist.txt
 
 format: $(VENV)/.tools
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CSRC)
+	$(BIN)/clang-format -i $(CSRC) $(SIMT)
 
 # Peers that cannot be had here are named in the results, with the reason.
 bench: build

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "base/dtype.h"
+#include "base/stream.h"
 #include "wire/codec_format.h"
 
 namespace ringcomm {
@@ -37,6 +38,10 @@ double bits_per_value(CodecId codec);
 size_t wire_bytes(CodecId codec, int64_t num_elems);
 bool codec_takes(DType dtype);  // float32, bfloat16, float16
 
+// What every device checks before it starts: throw UsageError.
+void check_encode(CodecId codec, const EncodeArgs& args);
+void check_decode(CodecId codec, int64_t num_elems, DType output_dtype);
+
 namespace cpu {
 
 // All run on the calling thread and do not block. codec is not `none`.
@@ -49,4 +54,20 @@ void decode_add(CodecId codec, const uint8_t* wire, int64_t num_elems, float* ac
 void divide(float* values, int64_t num_elems, float divisor);
 
 }  // namespace cpu
+
+// The same bytes, in builds with CUDA (RC_CUDA) only. Pointers are to memory of the current device; arrays lie at a
+// multiple of their element's size, wire bytes anywhere. Queued on the stream; none waits. Fastest where everything is
+// 16-byte aligned.
+//
+// Not the same are payload and sign of a NaN that arithmetic produces (input + residual, code * scale,
+// accumulator + value): they are the device's. They show in decoded values and accumulators, and on the wire in fp16
+// with a residual.
+namespace cuda {
+
+void encode(CodecId codec, const EncodeArgs& args, Stream stream);
+void decode(CodecId codec, const uint8_t* wire, int64_t num_elems, void* output, DType output_dtype, Stream stream);
+void decode_add(CodecId codec, const uint8_t* wire, int64_t num_elems, float* accumulator, bool first, Stream stream);
+void divide(float* values, int64_t num_elems, float divisor, Stream stream);
+
+}  // namespace cuda
 }  // namespace ringcomm

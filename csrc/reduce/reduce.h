@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "base/dtype.h"
+#include "base/stream.h"
 
 namespace ringcomm {
 
@@ -48,4 +49,20 @@ void finish_hops(DType dtype, ReduceOp op, const void* accumulator, int num_inpu
 void scale(DType dtype, const void* input, double factor, void* output, int64_t num_elems);
 
 }  // namespace cpu
+
+constexpr int kMostReduceArrays = 64;  // inputs, and outputs, of one reduction on a GPU
+
+// The same numbers, in builds with CUDA (RC_CUDA) only. Pointers are to memory of the current device and lie at
+// a multiple of the element's size. Queued on the stream; none waits. Fastest where all arrays are 16-byte
+// aligned. Payload and sign of a NaN that arithmetic produces are the device's.
+namespace cuda {
+
+void reduce(DType dtype, ReduceOp op, const ReduceArgs& args, Stream stream);
+void reduce_hop(DType dtype, ReduceOp op, const void* accumulator_in, const void* input, void* accumulator,
+                int64_t num_elems, Stream stream);
+void finish_hops(DType dtype, ReduceOp op, const void* accumulator, int num_inputs, void* output, int64_t num_elems,
+                 Stream stream);
+void scale(DType dtype, const void* input, double factor, void* output, int64_t num_elems, Stream stream);
+
+}  // namespace cuda
 }  // namespace ringcomm

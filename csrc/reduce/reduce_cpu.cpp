@@ -7,6 +7,7 @@
 #include "base/convert.h"
 #include "reduce/kernels.h"
 #include "reduce/reduce_math.h"
+#include "reduce/table.h"
 
 namespace ringcomm::RC_SIMD_LEVEL {
 namespace {
@@ -242,63 +243,21 @@ void scale(const void* input, double factor, void* output, int64_t num_elems) {
   }
 }
 
-// ---- Tables: which kernel does what --------------------------------------------------------------
-
-template <typename T, typename Op, int kParts = 1>
-constexpr ReduceKernels kKernels{reduce<T, Op>, reduce_hop<T, Op>, finish_hops<T, Op>, kParts};
-constexpr ReduceKernels kNone{};
-
-// In the order of ReduceOp: sum, avg, min, max, product, band, bor, bxor, premul_sum; then the scaling.
-template <typename T>
-constexpr DTypeKernels kFloating{{kKernels<T, Sum>, kKernels<T, Average>, kKernels<T, Minimum>, kKernels<T, Maximum>,
-                                  kKernels<T, Product>, kNone, kNone, kNone, kKernels<T, Sum>},
-                                 {scale<T>, 1}};
-// Unsigned is T without its sign: sums and products modulo 2^n are the same bits.
-template <typename T, typename Unsigned>
-constexpr DTypeKernels kInteger{
-    {kKernels<Unsigned, Sum>, kKernels<T, Average>, kKernels<T, Minimum>, kKernels<T, Maximum>,
-     kKernels<Unsigned, Product>, kKernels<uint8_t, BitAnd, sizeof(T)>, kKernels<uint8_t, BitOr, sizeof(T)>,
-     kKernels<uint8_t, BitXor, sizeof(T)>, kNone},
-    {}};
-constexpr DTypeKernels kBool{
-    {kKernels<Bool, BitOr>, kNone, kKernels<Bool, BitAnd>, kKernels<Bool, BitOr>, kKernels<Bool, BitAnd>,
-     kKernels<Bool, BitAnd>, kKernels<Bool, BitOr>, kKernels<Bool, BitXor>, kNone},
-    {}};
-template <typename T>
-constexpr DTypeKernels kComplex{{kKernels<T, Sum, 2>, kKernels<T, Average, 2>, kNone, kNone,
-                                 kKernels<Complex<T>, Product>, kNone, kNone, kNone, kKernels<T, Sum, 2>},
-                                {scale<T>, 2}};
-
-// In the order of DType; float8, the last, has none.
-constexpr ReduceTable kTable = {kFloating<float>,
-                                kFloating<double>,
-                                kFloating<Float16>,
-                                kFloating<Bfloat16>,
-                                kInteger<int32_t, uint32_t>,
-                                kInteger<int64_t, uint64_t>,
-                                kInteger<uint8_t, uint8_t>,
-                                kInteger<int8_t, uint8_t>,
-                                kInteger<int16_t, uint16_t>,
-                                kInteger<uint16_t, uint16_t>,
-                                kInteger<uint32_t, uint32_t>,
-                                kInteger<uint64_t, uint64_t>,
-                                kBool,
-                                kComplex<float>,
-                                kComplex<double>};
-
-constexpr bool table_follows_the_rule() {
-  for (int dtype = 0; dtype < kNumDTypes; ++dtype) {
-    for (int op = 0; op < kNumReduceOps; ++op) {
-      const bool legal = reduction_refusal(static_cast<DType>(dtype), static_cast<ReduceOp>(op)) == nullptr;
-      if (legal != (kTable[dtype].ops[op].parts != 0)) return false;
-    }
-  }
-  return true;
-}
-static_assert(table_follows_the_rule(), "a kernel for every pair that reduction_refusal() lets through");
+struct Cpu {
+  using Float16 = ringcomm::Float16;
+  using Bfloat16 = ringcomm::Bfloat16;
+  using Bool = RC_SIMD_LEVEL::Bool;
+  using Kernels = ReduceKernels;
+  using Row = DTypeKernels;
+  template <typename T, typename Op, int kParts>
+  static constexpr ReduceKernels kKernels{reduce<T, Op>, reduce_hop<T, Op>, finish_hops<T, Op>, kParts};
+  template <typename T, int kParts>
+  static constexpr ScaleKernel kScale{scale<T>, kParts};
+};
+static_assert(ReduceRows<Cpu>::follows_the_rule());
 
 }  // namespace
 
-const ReduceTable& reduce_table() { return kTable; }
+const ReduceTable& reduce_table() { return ReduceRows<Cpu>::kTable; }
 
 }  // namespace ringcomm::RC_SIMD_LEVEL

@@ -1,0 +1,55 @@
+// What kernels say in PTX, and nothing else does: words that several GPUs or processes synchronise by. For
+// .cu files. Every function has a twin for tests/simt, where the race detector takes its order from them.
+//
+// A release is seen by whoever acquires the value: everything that the releasing thread did before, or that
+// it learned of (through __syncthreads, or an acquire of its own), happened before what follows the acquire.
+// Words are 4-byte aligned. None of these blocks; whoever waits checks a deadline.
+#pragma once
+
+#include <cstdint>
+
+#if defined(RC_SIMT)
+#include <simt/memory_order.h>
+#endif
+
+namespace ringcomm {
+
+__device__ __forceinline__ uint32_t load_acquire_system(const uint32_t* word) {
+#if defined(RC_SIMT)
+  return simt::load(word, simt::Order::acquire);
+#else
+  uint32_t value;
+  asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
+  return value;
+#endif
+}
+
+__device__ __forceinline__ void store_release_system(uint32_t* word, uint32_t value) {
+#if defined(RC_SIMT)
+  simt::store(word, value, simt::Order::release);
+#else
+  asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
+#endif
+}
+
+// Without order of their own: with __threadfence_system() after a load or before a store they have that of
+// the functions above. Unlike plain accesses they race with nobody.
+__device__ __forceinline__ uint32_t load_relaxed_system(const uint32_t* word) {
+#if defined(RC_SIMT)
+  return simt::load(word, simt::Order::relaxed);
+#else
+  uint32_t value;
+  asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
+  return value;
+#endif
+}
+
+__device__ __forceinline__ void store_relaxed_system(uint32_t* word, uint32_t value) {
+#if defined(RC_SIMT)
+  simt::store(word, value, simt::Order::relaxed);
+#else
+  asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
+#endif
+}
+
+}  // namespace ringcomm

@@ -1,0 +1,72 @@
+// Memory accesses of kernels: 16 bytes at a time where the address allows it. For .cu files.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace ringcomm {
+
+constexpr int kVectorBytes = 16;
+
+// For the host, which decides once per launch.
+inline bool is_aligned(const void* address, size_t num_bytes) {
+  return reinterpret_cast<uintptr_t>(address) % num_bytes == 0;
+}
+
+template <int kBytes>
+struct VectorWord;
+template <>
+struct VectorWord<1> {
+  using Type = uint8_t;
+};
+template <>
+struct VectorWord<2> {
+  using Type = uint16_t;
+};
+template <>
+struct VectorWord<4> {
+  using Type = uint32_t;
+};
+template <>
+struct VectorWord<8> {
+  using Type = uint2;
+};
+template <>
+struct VectorWord<16> {
+  using Type = uint4;
+};
+
+// kCount elements in one access of 1, 2, 4, 8 or 16 bytes, or in several of 16. The address is a multiple of the
+// access. Loops are unrolled: the elements stay in registers.
+template <typename T, int kCount>
+__device__ __forceinline__ void load_vector(const void* from, T (&elements)[kCount]) {
+  constexpr int kBytes = kCount * static_cast<int>(sizeof(T));
+  constexpr int kAccess = kBytes < kVectorBytes ? kBytes : kVectorBytes;
+  using Word = typename VectorWord<kAccess>::Type;
+  Word words[kBytes / kAccess];
+#pragma unroll
+  for (int i = 0; i < kBytes / kAccess; ++i) words[i] = static_cast<const Word*>(from)[i];
+  memcpy(elements, words, kBytes);
+}
+
+template <typename T, int kCount>
+__device__ __forceinline__ void store_vector(void* to, const T (&elements)[kCount]) {
+  constexpr int kBytes = kCount * static_cast<int>(sizeof(T));
+  constexpr int kAccess = kBytes < kVectorBytes ? kBytes : kVectorBytes;
+  using Word = typename VectorWord<kAccess>::Type;
+  Word words[kBytes / kAccess];
+  memcpy(words, elements, kBytes);
+#pragma unroll
+  for (int i = 0; i < kBytes / kAccess; ++i) static_cast<Word*>(to)[i] = words[i];
+}
+
+// 16 bits at any address, little endian.
+__device__ __forceinline__ uint16_t load_two_bytes(const uint8_t* from) {
+  return static_cast<uint16_t>(from[0] | from[1] << 8);
+}
+__device__ __forceinline__ void store_two_bytes(uint8_t* to, uint16_t value) {
+  to[0] = static_cast<uint8_t>(value);
+  to[1] = static_cast<uint8_t>(value >> 8);
+}
+
+}  // namespace ringcomm

@@ -1,0 +1,99 @@
+"""Compiles the CUDA sources for the CPU, together with the emulator, into one shared library.
+
+Needs g++ and nothing of CUDA. Objects are kept in build/simt under a name that says all that went into them,
+so a second session compiles nothing.
+"""
+
+import functools
+import hashlib
+import os
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+CACHE = ROOT / "build" / "simt"
+
+# No other: clang's instrumentation calls more than harness/hooks.cpp has.
+COMPILER = "g++"
+
+KERNELS = (
+    *sorted((ROOT / "csrc" / "codec").glob("*_cuda.cu")),
+    *sorted((ROOT / "csrc" / "reduce").glob("*_cuda.cu")),
+    *sorted((HERE / "kernels").glob("*.cu")),
+)
+# What kernels' host functions call.
+HOST = (ROOT / "csrc" / "codec" / "codec.cpp", ROOT / "csrc" / "reduce" / "reduce.cpp")
+EMULATOR = tuple(sorted((HERE / "harness").glob("*.cpp")))
+
+COMMON = (
+    *(
+        "-std=c++17",
+        "-g",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-fno-strict-aliasing",
+        "-ffp-contract=off",
+    ),
+    *("-Wall", "-Wextra", "-Werror=switch", f"-I{ROOT / 'csrc'}", f"-I{HERE / 'harness'}"),
+)
+# The sanitizers report every access to functions of their names, which are ours (harness/hooks.cpp).
+INSTRUMENTED = (
+    *("-O1", "-x", "c++", "-include", "simt/dialect.h", "-Wno-unknown-pragmas"),
+    *("-fsanitize=thread", "-fsanitize=alignment,bounds,shift"),
+)
+
+
+def flags(source: Path) -> tuple[str, ...]:
+    return (*COMMON, *(INSTRUMENTED if source.suffix == ".cu" else ("-O2",)))
+
+
+def digest(*parts: object) -> str:
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def surroundings() -> str:
+    """The compiler's version, and every header."""
+    version = subprocess.run([COMPILER, "--version"], capture_output=True, text=True, check=True)
+    headers = sorted(path for top in (ROOT / "csrc", HERE) for path in top.rglob("*.h"))
+    return digest(version.stdout, *(path.read_text() for path in headers))
+
+
+def run(*command: object) -> None:
+    finished = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    if finished.returncode != 0:
+        raise RuntimeError(f"{' '.join(map(str, command))}\n{finished.stderr[-8000:]}")
+
+
+def compiled(source: Path) -> Path:
+    key = digest(surroundings(), COMPILER, flags(source), source.read_text())
+    target = CACHE / f"{source.stem}-{key}.o"
+    if not target.exists():
+        partial = target.with_suffix(f".{os.getpid()}.o")
+        run(COMPILER, *flags(source), "-c", source, "-o", partial)
+        partial.replace(target)
+    return target
+
+
+def library() -> Path:
+    """The path of the shared library, built if need be."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        objects = list(pool.map(compiled, (*KERNELS, *HOST, *EMULATOR)))
+    target = CACHE / f"simt-{digest(*objects)}.so"
+    if not target.exists():
+        partial = target.with_suffix(f".{os.getpid()}.so")
+        run(COMPILER, "-shared", "-Wl,--no-undefined", *objects, "-o", partial, "-ldl")
+        partial.replace(target)
+        forget_old({target, *objects})
+    return target
+
+
+def forget_old(in_use: set[Path]) -> None:
+    """Removes what is a day old and not part of this build."""
+    for path in CACHE.iterdir():
+        if path not in in_use and path.stat().st_mtime < time.time() - 86400:
+            path.unlink(missing_ok=True)
