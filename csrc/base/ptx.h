@@ -52,4 +52,34 @@ __device__ __forceinline__ void store_relaxed_system(uint32_t* word, uint32_t va
 #endif
 }
 
+// 8 bytes in one access: a reader sees all of what one store wrote, or nothing of it. No order with other words.
+__device__ __forceinline__ uint64_t load_relaxed_system(const uint64_t* word) {
+#if defined(RC_SIMT)
+  return simt::load(word, simt::Order::relaxed);
+#else
+  uint64_t value;
+  asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(word) : "memory");
+  return value;
+#endif
+}
+
+__device__ __forceinline__ void store_relaxed_system(uint64_t* word, uint64_t value) {
+#if defined(RC_SIMT)
+  simt::store(word, value, simt::Order::relaxed);
+#else
+  asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(word), "l"(value) : "memory");
+#endif
+}
+
+// A clock of the whole device, for deadlines: it ticks coarsely.
+__device__ __forceinline__ uint64_t global_nanoseconds() {
+#if defined(RC_SIMT)
+  return simt::nanoseconds();
+#else
+  uint64_t time;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(time));
+  return time;
+#endif
+}
+
 }  // namespace ringcomm

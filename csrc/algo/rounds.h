@@ -1,0 +1,95 @@
+// How a block of a collective's grid goes through its rounds: where it writes, where it reads, and the wait between
+// two rounds. For .cu files. Memory and epochs: wire/device_layout.h.
+//
+// Ordering: what the block's threads wrote before next_round() is visible to block b of every peer after theirs
+// returned. One release per peer and round, at system scope, after a block barrier; one acquire per peer.
+#pragma once
+
+#include "algo/device_collective.h"
+#include "base/launch.h"
+#include "base/ptx.h"
+
+namespace ringcomm {
+
+// Wrap-safe.
+__device__ __forceinline__ bool epoch_reached(uint32_t value, uint32_t target) {
+  return static_cast<int32_t>(value - target) >= 0;
+}
+
+// Polls until condition() holds; false if the group was aborted, or if `late_rank` did not come in time, which is
+// reported then. By one thread; the others of the block learn of it at the next block barrier.
+template <typename Condition>
+__device__ __forceinline__ bool wait_until(const GroupView& group, int late_rank, Condition condition) {
+  constexpr int kPollsPerCheck = 64;
+  uint64_t deadline = 0;
+  for (int polls = 0;; ++polls) {
+    if (condition()) return true;
+    if (polls % kPollsPerCheck != kPollsPerCheck - 1) continue;
+    if (load_relaxed_system(&group.watch->abort) != 0 || load_relaxed_system(&group.watch->late_rank) != 0) {
+      return false;
+    }
+    const uint64_t now = global_nanoseconds();
+    if (deadline == 0) deadline = now + group.timeout_ns;
+    if (now >= deadline) {
+      store_relaxed_system(&group.watch->late_rank, static_cast<uint32_t>(late_rank) + 1);
+      return false;
+    }
+    __nanosleep(20);
+  }
+}
+
+class RoundsOfBlock {
+ public:
+  __device__ __forceinline__ RoundsOfBlock(const GroupView& group, const DeviceRounds& rounds)
+      : group_(group),
+        rounds_(rounds),
+        block_(static_cast<int>(blockIdx.x)),
+        epoch_(rounds.in_kernel ? line(group.rank)->epoch : rounds.epoch) {}
+
+  // Where this rank writes at `peer` in this round: box_bytes, 16-byte aligned.
+  __device__ __forceinline__ uint8_t* box_at(int peer) const {
+    return group_.slabs[peer] + group_.layout.box_offset(static_cast<int>(epoch_ & 1u), group_.rank, block_);
+  }
+  // What `peer` wrote here in the round before.
+  __device__ __forceinline__ const uint8_t* box_from(int peer) const {
+    return group_.slabs[group_.rank] + group_.layout.box_offset(static_cast<int>(~epoch_ & 1u), peer, block_);
+  }
+
+  // Ends a round. Called by all threads of the block; returns the same to all: false if the collective failed, and
+  // then the kernel returns at once.
+  __device__ __forceinline__ bool next_round() {
+    ++epoch_;
+    if (!rounds_.in_kernel) return true;
+    __shared__ bool failed;
+    const int thread = static_cast<int>(threadIdx.x);
+    if (thread == 0) failed = false;
+    __syncthreads();
+    if (thread < group_.layout.world_size && thread != group_.rank) {
+      store_release_system(&line(thread)->arrived[group_.rank], epoch_);
+      const uint32_t* const theirs = &line(group_.rank)->arrived[thread];
+      const uint32_t target = epoch_;
+      if (!wait_until(group_, thread, [=] { return epoch_reached(load_acquire_system(theirs), target); })) {
+        failed = true;
+      }
+    }
+    __syncthreads();
+    return !failed;
+  }
+
+  // After the last round; by all threads of the block.
+  __device__ __forceinline__ void finish() {
+    if (rounds_.in_kernel && threadIdx.x == 0) line(group_.rank)->epoch = epoch_;
+  }
+
+ private:
+  __device__ __forceinline__ BlockLine* line(int rank) const {
+    return reinterpret_cast<BlockLine*>(group_.slabs[rank] + group_.layout.line_offset(block_));
+  }
+
+  const GroupView& group_;
+  const DeviceRounds& rounds_;
+  const int block_;
+  uint32_t epoch_;
+};
+
+}  // namespace ringcomm
