@@ -62,6 +62,10 @@ struct Collective {
   CodecOptions codec;
   // The symmetric memory that input is in, if peers are to read it there (direct).
   std::shared_ptr<const SymmetricRegion> region;
+  // Arrays, residuals included, lie on this rank's GPU and are used in the order of this stream. Then the call is
+  // not run by the algorithms below but by those of algo/device_collective.h.
+  bool on_device = false;
+  Stream stream = nullptr;
   double timeout_s = 0;         // deadline of this call; 0: the communicator's
   bool wait_all_ranks = false;  // monitored_barrier: an error says of every late rank where it is
 

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "base/dtype.h"
+#include "base/partition.h"
 #include "base/stream.h"
 #include "codec/codec.h"
 #include "wire/descriptor.h"
@@ -50,8 +51,8 @@ struct DeviceCall {
   // list: sends; all_gather into a list: receives; else these two are not used by them.
   DevicePart sends[kMostDeviceRanks] = {};
   DevicePart receives[kMostDeviceRanks] = {};
-  bool has_parts = false;         // reduce_scatter, all_gather: use sends / receives
-  int64_t most_part_elems = 0;    // exchanges: the largest part between any two ranks of the group
+  bool has_parts = false;       // reduce_scatter, all_gather: use sends / receives
+  int64_t most_part_elems = 0;  // exchanges: the largest part between any two ranks of the group
   DeviceCodec codec;              // all_reduce with two_shot; dtype float32, bfloat16 or float16, op sum or avg
 };
 
@@ -74,10 +75,8 @@ namespace cuda {
 // Throws UsageError unless the collective can run on GPUs (reduction_refusal, world sizes, dtypes of codecs).
 void check_collective(const DeviceCall& call, const DeviceLayout& layout);
 DevicePlan plan_collective(const DeviceCall& call, const DeviceLayout& layout);
-// Elements of an all_reduce with a codec that `rank` owns, as ranges [begin, end) in order: see encoded_sums_of in
-// algo/collective.h.
-//   for (int64_t i = 0; next_owned_range(..., i, &begin, &end); ++i)
-bool owned_range(int64_t num_elems, int rank, const DeviceLayout& layout, int64_t index, int64_t* begin, int64_t* end);
+// As encoded_sums_of in algo/collective.h: what `rank` owns in an all_reduce with a codec. Whole chunks.
+Range encoded_sums_of(int rank, int64_t num_elems, int world_size);
 // Queues rounds on the stream; does not wait. The array arguments must stay until the stream has passed.
 void launch_collective(const DeviceCall& call, const DevicePlan& plan, const GroupView& group,
                        const DeviceRounds& rounds, Stream stream);
