@@ -1,12 +1,25 @@
 // Launches are queued, and run() executes all of them until nothing is left.
 #include "machine.h"
+#include "simt/memory_order.h"
 
 namespace simt {
 namespace {
 
-constexpr uint64_t kTickNanoseconds = 10'000;
 // Rounds that every waiting thread gets without anything changing before it is called a deadlock.
 constexpr uint64_t kIdleRounds = 200;
+// Where they look at a clock it goes forward first, so often.
+constexpr int kMostTicks = 100;
+constexpr uint64_t kTick = 1'000'000'000;
+
+// When nothing changes any more. False if nobody waits for a later time either.
+bool tick() {
+  Machine& m = machine();
+  if (!m.looked_at_clock || m.idle_ticks == kMostTicks) return false;
+  m.looked_at_clock = false;
+  ++m.idle_ticks;
+  m.now += kTick;
+  return true;
+}
 
 void run_queues() {
   Machine& m = machine();
@@ -18,7 +31,9 @@ void run_queues() {
       case Step::stuck:
         return report_deadlock();
       case Step::polled:
-        if (++idle > kIdleRounds * (num_spinners() + 1)) return report_deadlock();
+        if (++idle <= kIdleRounds * (num_spinners() + 1)) break;
+        if (!tick()) return report_deadlock();
+        idle = 0;
         break;
       case Step::ran:
         idle = 0;
@@ -43,15 +58,13 @@ std::vector<std::string> run(const Config& config) {
   abandon_all();
   forget_accesses();
   m.num_launches = 0;
+  m.looked_at_clock = false;
   return m.reports;
 }
 
-// Time passes by looking at the clock, so that a run is the same every time. Who waits until a deadline gets there:
-// that is no deadlock.
 uint64_t nanoseconds() {
-  static uint64_t now = 0;
-  made_progress();
-  return now += kTickNanoseconds;
+  machine().looked_at_clock = true;
+  return machine().now;
 }
 
 Counts counts() { return machine().counts; }

@@ -1,4 +1,5 @@
 // Says what threads wait for that nobody will ever do.
+#include <cstring>
 #include <map>
 #include <sstream>
 
@@ -6,6 +7,12 @@
 
 namespace simt {
 namespace {
+
+uint64_t value_of_word(const Thread& thread) {
+  uint64_t value = 0;  // little endian
+  memcpy(&value, thread.waits_for, thread.waits_for_bytes);
+  return value;
+}
 
 std::string waiting_for(const Thread& thread) {
   switch (thread.state) {
@@ -15,7 +22,7 @@ std::string waiting_for(const Thread& thread) {
       return "for the other lanes of a warp operation, " + at(thread.place);
     case State::spinning:
       if (thread.waits_for == nullptr) return "in __nanosleep()";
-      return "for another value than " + std::to_string(*thread.waits_for) + " in " +
+      return "for another value than " + std::to_string(value_of_word(thread)) + " in " +
              describe_address(reinterpret_cast<uintptr_t>(thread.waits_for));
     case State::ready:
     case State::done:

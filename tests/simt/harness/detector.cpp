@@ -374,22 +374,22 @@ void fence() {
 
 namespace {
 
-template <typename T>
-T load_word(const T* word, Order order, const void* code) {
+template <typename Word>
+Word load_word(const Word* word, Order order, const void* code) {
   Inside inside;
-  check_access(reinterpret_cast<uintptr_t>(word), sizeof(T), false, true, true, code);
-  let_others_run(reinterpret_cast<const uint32_t*>(word));
+  check_access(reinterpret_cast<uintptr_t>(word), sizeof(Word), false, true, true, code);
+  let_others_run(word, sizeof(Word));
   Thread& self = *machine().current;
   const auto taught = words.find(reinterpret_cast<uintptr_t>(word));
   if (taught != words.end()) (order == Order::acquire ? self.acquired : self.unfenced).learn(taught->second);
   return *word;
 }
 
-template <typename T>
-void store_word(T* word, T value, Order order, const void* code) {
+template <typename Word>
+void store_word(Word* word, Word value, Order order, const void* code) {
   Inside inside;
   maybe_switch();
-  check_access(reinterpret_cast<uintptr_t>(word), sizeof(T), true, true, true, code);
+  check_access(reinterpret_cast<uintptr_t>(word), sizeof(Word), true, true, true, code);
   Thread& self = *machine().current;
   Knowledge& taught = words[reinterpret_cast<uintptr_t>(word)];
   taught.clear();

@@ -243,9 +243,10 @@ Thread* choose() {
   return nullptr;
 }
 
-void spin(const uint32_t* word) {
+void spin(const void* word, unsigned bytes) {
   Thread& self = *machine().current;
   self.waits_for = word;
+  self.waits_for_bytes = bytes;
   self.state = State::spinning;
   spinners.push_back(&self);
   leave();
@@ -373,6 +374,7 @@ void abandon() {
 void made_progress() {
   ++machine().last_progress;
   machine().idle_accesses = 0;
+  machine().idle_ticks = 0;
 }
 
 void maybe_switch() {
@@ -388,12 +390,12 @@ void maybe_switch() {
 
 void sleep() {
   Inside inside;
-  spin(nullptr);
+  spin(nullptr, 0);
 }
 
 void* dynamic_shared() { return machine().current->block->dynamic_begin(); }
 
 // The scheduling point of a load; see detector.cpp for its order.
-void let_others_run(const uint32_t* word) { spin(word); }
+void let_others_run(const void* word, unsigned bytes) { spin(word, bytes); }
 
 }  // namespace simt

@@ -9,7 +9,7 @@ namespace {
 
 template <typename T>
 T load_word(const T* word, Order order) {
-  let_others_run(reinterpret_cast<const uint32_t*>(word));
+  let_others_run(word, sizeof(T));
   return order == Order::acquire ? __atomic_load_n(word, __ATOMIC_ACQUIRE) : __atomic_load_n(word, __ATOMIC_RELAXED);
 }
 
