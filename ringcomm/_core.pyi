@@ -236,4 +236,7 @@ def cuda_probe() -> DeviceProbe:
     """The CUDA devices of this process. Never raises; initialises the driver but creates no context."""
 
 def link_between(device: int, peer: int) -> str:
-    """"same", "NVLink", "PCIe" (peer access) or "none". DeviceError: there is no such device."""
+    """How CUDA devices are linked: "same", "NVLink" (peer access with atomics), "PCIe" (without) or "none".
+
+    Raises DeviceError if there is no such device. May initialise CUDA on both.
+    """
