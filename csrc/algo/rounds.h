@@ -74,7 +74,8 @@ class RoundsOfBlock {
 
   // After the last round; by all threads of the block.
   __device__ __forceinline__ void finish() {
-    if (rounds_.in_kernel && threadIdx.x == 0) line(group_.rank)->epoch = epoch_;
+    // After a single round nothing has changed, and no barrier has passed since the others read it.
+    if (rounds_.in_kernel && threadIdx.x == 0 && rounds_.end - rounds_.begin > 1) line(group_.rank)->epoch = epoch_;
   }
 
  private:
