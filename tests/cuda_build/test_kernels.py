@@ -22,10 +22,11 @@ from tests.cuda_build.toolkit import ROOT, toolkit
 
 pytestmark = pytest.mark.timeout(1200)  # the first test compiles everything
 
-# A pattern for "source kernel", and why its stack is not empty: (architecture, most bytes of stack and spills).
+# A pattern for "source kernel", and the most bytes of stack and spills together.
 ON_THE_STACK = {
-    # ptxas 13.0 keeps loop counters there, which are read once per 16 elements; of no other operator or type.
-    r"reduce/reduce_cuda (hop|reduce)_kernelIhNS_7M(in|ax)imumE": (120, 104),
+    # ptxas 13.0 keeps loop counters there on sm_100 and sm_120, which are read once per 16 elements; it does so
+    # with no other operator and no other type.
+    r"reduce/reduce_cuda (hop|reduce)_kernelI[ha]NS_7M(in|ax)imumE": 128,
 }
 # Kernels without 16-byte loads or stores, and why.
 NARROW_LOADS = {
@@ -80,13 +81,12 @@ def test_nothing_lies_on_the_stack(source: str, kernels: list[Kernel]) -> None:
     wrong = []
     for kernel in kernels:
         text = label(source, kernel)
-        arch, most = next(
-            (allowed for pattern, allowed in ON_THE_STACK.items() if re.match(pattern, text)),
-            (0, 0),
+        most = max(
+            (most for pattern, most in ON_THE_STACK.items() if re.match(pattern, text)), default=0
         )
-        if kernel.stack + kernel.spills > (most if kernel.arch == arch else 0):
+        if kernel.stack + kernel.spills > most:
             wrong.append(f"sm_{kernel.arch} {text}: stack {kernel.stack}, spills {kernel.spills}")
-        if kernel.local and kernel.arch != arch:
+        if kernel.local and not most:
             wrong.append(f"sm_{kernel.arch} {text}: local memory (LDL, STL) in its machine code")
     assert wrong == []
 
@@ -170,15 +170,14 @@ def test_wide_accesses_would_be_seen(tmp_path: Path) -> None:
             tmp_path,
             "namespace a { namespace {\n"
             "template <typename T> __global__ void loads(int* out, const T* in) {\n"
-            "  out[threadIdx.x] = in[threadIdx.x].x + in[threadIdx.x].w;\n"
+            "  out[threadIdx.x] = in[threadIdx.x].x + in[threadIdx.x].y * in[threadIdx.x].z - in[threadIdx.x].w;\n"
             "}\n"
             "template <typename T> __global__ void stores(T* out, const int* in) {\n"
             "  const int i = in[threadIdx.x]; out[threadIdx.x] = T{i, i, i, i};\n"
             "}\n"
-            "}  // namespace\n"
             "template __global__ void loads<int4>(int*, const int4*);\n"
             "template __global__ void stores<int4>(int4*, const int*);\n"
-            "}\n",
+            "}}\n",
             arch,
         )
         if loads.family != "loads":
