@@ -170,7 +170,7 @@ def test_wide_accesses_would_be_seen(tmp_path: Path) -> None:
             tmp_path,
             "namespace a { namespace {\n"
             "template <typename T> __global__ void loads(int* out, const T* in) {\n"
-            "  out[threadIdx.x] = in[threadIdx.x].x + in[threadIdx.x].y * in[threadIdx.x].z - in[threadIdx.x].w;\n"
+            "  const T all = in[threadIdx.x]; out[threadIdx.x] = all.x + all.y + all.z + all.w;\n"
             "}\n"
             "template <typename T> __global__ void stores(T* out, const int* in) {\n"
             "  const int i = in[threadIdx.x]; out[threadIdx.x] = T{i, i, i, i};\n"
