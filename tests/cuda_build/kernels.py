@@ -76,8 +76,12 @@ def family_of(mangled: str) -> str:
 
 
 def stable(mangled: str) -> str:
-    """Without the hash of the translation unit in the name of its unnamed namespace."""
-    return re.sub(r"\d+_GLOBAL__N__\w{8}_\d+_(\w+?)_cu_\w{8}(?=\d)", "12_GLOBAL__N_1", mangled)
+    """Without what the name of the source's unnamed namespace has of this one compilation."""
+    found = re.search(r"(\d+)_GLOBAL__N__", mangled)
+    if found is None:
+        return mangled
+    end = found.end(1) + int(found[1])
+    return f"{mangled[: found.start()]}12_GLOBAL__N_1{mangled[end:]}"
 
 
 def run(*command: object) -> str:
