@@ -159,6 +159,13 @@ VARIABLES: dict[str, Variable] = {
             at_least=4,
         ),
         Variable(
+            "RINGCOMM_DEVICE",
+            "str",
+            None,
+            "simt: the torch backend takes CPU tensors as arrays of emulated GPUs, for tests",
+            choices=("simt",),
+        ),
+        Variable(
             "RINGCOMM_CACHE_DIR",
             "str",
             None,
@@ -231,6 +238,7 @@ def get(
     name: Literal[
         "RINGCOMM_SIMD",
         "RINGCOMM_CACHE_DIR",
+        "RINGCOMM_DEVICE",
         "RINGCOMM_DEBUG_SUBSYS",
         "RINGCOMM_DEBUG_FILE",
         "RINGCOMM_TUNING",
