@@ -159,6 +159,13 @@ VARIABLES: dict[str, Variable] = {
             at_least=4,
         ),
         Variable(
+            "RINGCOMM_DEVICE",
+            "str",
+            None,
+            "simt: the torch backend takes CPU tensors as arrays of emulated GPUs, for tests",
+            choices=("simt",),
+        ),
+        Variable(
             "RINGCOMM_CACHE_DIR",
             "str",
             None,
@@ -184,6 +191,11 @@ VARIABLES: dict[str, Variable] = {
             "bool",
             False,
             "torchrun's agent already serves the store",
+        ),
+        # CuPy's, for ringcomm.cupyx
+        Variable("CUPYX_DISTRIBUTED_HOST", "str", None, "host of ringcomm.cupyx's rendezvous"),
+        Variable(
+            "CUPYX_DISTRIBUTED_PORT", "int", None, "port of ringcomm.cupyx's rendezvous", at_least=1
         ),
         # read only when RANK is not set
         Variable("OMPI_COMM_WORLD_RANK", "int", None, "rank, from Open MPI's mpirun", at_least=0),
@@ -226,6 +238,7 @@ def get(
     name: Literal[
         "RINGCOMM_SIMD",
         "RINGCOMM_CACHE_DIR",
+        "RINGCOMM_DEVICE",
         "RINGCOMM_DEBUG_SUBSYS",
         "RINGCOMM_DEBUG_FILE",
         "RINGCOMM_TUNING",
@@ -233,6 +246,7 @@ def get(
         "TORCH_FR_DUMP_TEMP_FILE",
         "MASTER_ADDR",
         "TORCHELASTIC_RUN_ID",
+        "CUPYX_DISTRIBUTED_HOST",
     ],
 ) -> str | None: ...
 @overload
@@ -246,6 +260,7 @@ def get(
         "LOCAL_RANK",
         "LOCAL_WORLD_SIZE",
         "MASTER_PORT",
+        "CUPYX_DISTRIBUTED_PORT",
     ],
 ) -> int | None: ...
 @overload
