@@ -70,6 +70,7 @@ def array_viewer(
     view_type: type,
     dtypes: Sequence[tuple[int, int, int]],
     library: str,
+    cuda_devices: list[str],
     fallback: Callable[[Any, bool, str], Any],
 ) -> Callable[[Any, bool, str], Any]: ...
 def array_struct_view(capsule: Any) -> tuple[int, int]: ...
