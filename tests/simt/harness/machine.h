@@ -86,6 +86,8 @@ struct Block {
   std::deque<uint32_t> ready;
   uint32_t alive = 0;
   uint32_t at_barrier = 0;
+  bool vote = false;     // of the threads at the barrier
+  bool outcome = false;  // at the last one
   uint32_t priority = 0;
   std::vector<char> shared;          // image of the module's thread-locals while another block runs
   std::vector<char> dynamic_shared;  // over-allocated by 16 bytes
