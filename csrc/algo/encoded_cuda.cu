@@ -84,7 +84,7 @@ class EncodedShots {
       Share<kSumRun> total{};
       if (place.present) {
         ShareCodecOf<kUp>::load(block_.box_from(0), layout_up, place, total);
-#pragma unroll 4
+#pragma unroll 2
         for (int peer = 1; peer < world_size_; ++peer) {
           Share<kSumRun> values;
           ShareCodecOf<kUp>::load(block_.box_from(peer), layout_up, place, values);
