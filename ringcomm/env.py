@@ -185,6 +185,11 @@ VARIABLES: dict[str, Variable] = {
             False,
             "torchrun's agent already serves the store",
         ),
+        # CuPy's, for ringcomm.cupyx
+        Variable("CUPYX_DISTRIBUTED_HOST", "str", None, "host of ringcomm.cupyx's rendezvous"),
+        Variable(
+            "CUPYX_DISTRIBUTED_PORT", "int", None, "port of ringcomm.cupyx's rendezvous", at_least=1
+        ),
         # read only when RANK is not set
         Variable("OMPI_COMM_WORLD_RANK", "int", None, "rank, from Open MPI's mpirun", at_least=0),
         Variable("OMPI_COMM_WORLD_SIZE", "int", None, "world size, from mpirun", at_least=1),
@@ -233,6 +238,7 @@ def get(
         "TORCH_FR_DUMP_TEMP_FILE",
         "MASTER_ADDR",
         "TORCHELASTIC_RUN_ID",
+        "CUPYX_DISTRIBUTED_HOST",
     ],
 ) -> str | None: ...
 @overload
@@ -246,6 +252,7 @@ def get(
         "LOCAL_RANK",
         "LOCAL_WORLD_SIZE",
         "MASTER_PORT",
+        "CUPYX_DISTRIBUTED_PORT",
     ],
 ) -> int | None: ...
 @overload

@@ -14,6 +14,8 @@ constexpr const char* kReason = "ringcomm was built without CUDA";
 
 }  // namespace
 
+const char* name() { return "none"; }
+
 bool available(std::string* reason) {
   if (reason != nullptr) *reason = kReason;
   return false;
@@ -32,9 +34,7 @@ bool shares_device_concurrently(int) { refuse("asking how processes share a GPU"
 
 int device_of(const void*) { return -1; }
 
-struct SharedMemory::State {
-  MemoryHandle handle;
-};
+struct SharedMemory::State {};
 
 SharedMemory::SharedMemory() = default;
 SharedMemory SharedMemory::allocate(int, int64_t) { refuse("allocating memory that GPUs share"); }
@@ -43,7 +43,10 @@ SharedMemory::SharedMemory(SharedMemory&&) noexcept = default;
 SharedMemory& SharedMemory::operator=(SharedMemory&&) noexcept = default;
 SharedMemory::~SharedMemory() = default;
 uint8_t* SharedMemory::data() const { return nullptr; }
-const MemoryHandle& SharedMemory::handle() const { return state_->handle; }
+const MemoryHandle& SharedMemory::handle() const {
+  static const MemoryHandle none{};
+  return none;
+}
 int SharedMemory::export_descriptor() const { return -1; }
 
 DeviceMemory::DeviceMemory(int, int64_t) { refuse("allocating GPU memory"); }

@@ -2,12 +2,14 @@
 
 #include <pybind11/stl.h>
 
+#include "base/runtime.h"
 #include "bind/bind.h"
 
 namespace ringcomm::bind {
 namespace py = pybind11;
 
 void bind_device(py::module_& module) {
+  module.attr("RUNTIME") = runtime::name();
   py::class_<DeviceInfo>(module, "DeviceInfo")
       .def_readonly("name", &DeviceInfo::name)
       .def_readonly("total_bytes", &DeviceInfo::total_bytes)

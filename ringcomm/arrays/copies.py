@@ -41,7 +41,7 @@ def contiguous_copy(x: Any) -> Any:
         with x.device:
             return x.copy(order="C")
     described = view(x, writable=False)
-    _check_can_copy(described)
+    _check_can_copy(described, x)
     return np.array(as_numpy(described), order="C", copy=True)
 
 
@@ -68,7 +68,7 @@ def copy_back(source: Any, x: Any) -> None:
             x[...] = source
         return
     described = view(x, writable=True)
-    _check_can_copy(described)
+    _check_can_copy(described, x)
     as_numpy(described)[...] = source
 
 
@@ -142,11 +142,10 @@ def _numpy_kind(dtype: Any) -> "np.dtype[Any]":
     return kind
 
 
-def _check_can_copy(described: ArrayView) -> None:
+def _check_can_copy(described: ArrayView, x: Any) -> None:
     if described.device != CPU:
-        owner = getattr(described.owner, "array", described.owner)
         raise UsageError(
-            f"x: a non-contiguous array of {_library(owner)} on {described.device}; pass a contiguous one, or a "
+            f"x: a non-contiguous array of {_library(x)} on {described.device}; pass a contiguous one, or a "
             "view of it as a torch tensor (torch.as_tensor) or a CuPy array (cupy.asarray)"
         )
 

@@ -14,6 +14,7 @@ from ringcomm.arrays.array_view import (
     HOW_TO_WRITE,
     IMMUTABLE_LIBRARIES,
     ML_DTYPES,
+    SUPPORTED,
     ArrayView,
     check_cuda,
     overlaps,
@@ -72,7 +73,7 @@ def view_cuda_interface(x: Any, writable: bool, role: str) -> ArrayView:
         )
     if interface.get("mask") is not None:
         raise UsageError(f"{role}: a masked array would lose its mask; pass its data")
-    code, item_bytes = code_and_bytes(_dtype(x, interface["typestr"]), role)
+    code, item_bytes = code_and_bytes(_dtype(x, interface["typestr"], role), role)
     (ptr, read_only), shape = interface["data"], tuple(interface["shape"])
     if writable and (read_only or type(x).__module__.partition(".")[0] in IMMUTABLE_LIBRARIES):
         raise UsageError(f"{role}: the {name} is read-only: {HOW_TO_WRITE}")
@@ -100,16 +101,19 @@ def view_cuda_interface(x: Any, writable: bool, role: str) -> ArrayView:
     )
 
 
-def _dtype(x: Any, typestr: str) -> Any:
+def _dtype(x: Any, typestr: str, role: str) -> Any:
     """The dtype of the elements. The interface has no letters for those of ml_dtypes."""
-    dtype = np.dtype(typestr)
-    if dtype.kind == "V":
-        named = getattr(getattr(x, "dtype", None), "name", None)
-        if named in ML_DTYPES:
-            return numpy_dtype(named)
-        if dtype.itemsize == 2:  # the only one of that size
-            return numpy_dtype("bfloat16")
-    return dtype
+    named = getattr(getattr(x, "dtype", None), "name", None)
+    if named in ML_DTYPES:
+        return numpy_dtype(named)
+    if typestr[1:] == "V2":  # as ml_dtypes says it, which has only one dtype of that kind and size
+        return numpy_dtype("bfloat16")
+    try:
+        return np.dtype(typestr)
+    except TypeError:
+        raise UsageError(
+            f"{role}: dtype {typestr!r} is not supported; supported are {SUPPORTED}"
+        ) from None
 
 
 def _dense_strides(shape: tuple[int, ...], item_bytes: int) -> tuple[int, ...]:
