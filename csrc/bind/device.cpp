@@ -24,6 +24,8 @@ void bind_device(py::module_& module) {
       .def_readonly("runtime_version", &DeviceProbe::runtime_version)
       .def_readonly("devices", &DeviceProbe::devices);
   module.def("cuda_probe", &probe_devices, py::call_guard<py::gil_scoped_release>());
+  module.def("link_between", &runtime::link_between, py::arg("device"), py::arg("peer"),
+             py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace ringcomm::bind

@@ -42,7 +42,7 @@ const std::vector<int>& visible_devices() {
   static const std::vector<int> visible = [] {
     const int count = number_in("RINGCOMM_SIMT_DEVICES", 1, 64);
     std::vector<int> devices;
-    const char* const named = getenv("CUDA_VISIBLE_DEVICES");
+    const char* const named = getenv("RINGCOMM_SIMT_VISIBLE");
     if (named == nullptr) {
       for (int i = 0; i < count; ++i) devices.push_back(i);
       return devices;

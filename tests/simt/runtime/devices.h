@@ -1,7 +1,7 @@
 // Which GPUs the emulation has, and whose memory is where.
 //
 //   RINGCOMM_SIMT_DEVICES      how many GPUs this host has (default 1)
-//   CUDA_VISIBLE_DEVICES       as for CUDA: which of them this process sees, by number
+//   RINGCOMM_SIMT_VISIBLE      what CUDA_VISIBLE_DEVICES is for CUDA: which of them this process sees, as in "1,0"
 //   RINGCOMM_SIMT_PEERS        1 (default): every GPU reaches the memory of every other; 0: of none
 //   RINGCOMM_SIMT_CONCURRENT   1: as if the MPS daemon were there; 0 (default). Kernels of several processes do run at
 //                              the same time, whatever it says

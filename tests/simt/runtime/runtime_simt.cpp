@@ -5,6 +5,8 @@
 #include <atomic>
 #include <cstdio>
 #include <cstring>
+#include <mutex>
+#include <set>
 #include <utility>
 
 #include "base/device.h"
@@ -29,8 +31,22 @@ void check_device(int device) {
   }
 }
 
-// As where the stream is created and destroyed, so used: a kernel runs on the current device only.
-CUstream_st resolved(Stream stream) { return stream != nullptr ? *stream : CUstream_st{current, 0}; }
+struct Streams {
+  std::mutex mutex;
+  std::set<Stream> live;
+  int last_id = 0;
+};
+Streams& streams() {
+  static Streams* const all = new Streams;  // outlives every static object that has one
+  return *all;
+}
+
+CUstream_st resolved(Stream stream) {
+  if (stream == nullptr) return CUstream_st{current, 0};
+  const std::lock_guard<std::mutex> lock(streams().mutex);
+  if (streams().live.count(stream) == 0) RC_FAIL(device, "what was given as a stream is no stream, or no longer");
+  return *stream;
+}
 
 void queue_once(Stream stream, std::function<void()> work) {
   simt::Gpu::get().queue(resolved(stream), [work = std::move(work)] {
@@ -75,7 +91,7 @@ DeviceProbe probe_devices() {
     probe.devices.push_back(info);
   }
   probe.count = static_cast<int>(probe.devices.size());
-  if (probe.count == 0) probe.reason = "no emulated device is visible (is CUDA_VISIBLE_DEVICES empty?)";
+  if (probe.count == 0) probe.reason = "no emulated device is visible (RINGCOMM_SIMT_DEVICES, RINGCOMM_SIMT_VISIBLE)";
   return probe;
 }
 
@@ -246,9 +262,10 @@ PinnedMemory::~PinnedMemory() { give_back(host_); }
 // ---- Streams and events
 
 OwnStream::OwnStream(int device) : device_(device) {
-  static std::atomic<int> last{0};
   check_device(device);
-  stream_ = new CUstream_st{device, ++last};
+  const std::lock_guard<std::mutex> lock(streams().mutex);
+  stream_ = new CUstream_st{device, ++streams().last_id};
+  streams().live.insert(stream_);
 }
 OwnStream::OwnStream(OwnStream&& other) noexcept { *this = std::move(other); }
 OwnStream& OwnStream::operator=(OwnStream&& other) noexcept {
@@ -256,7 +273,11 @@ OwnStream& OwnStream::operator=(OwnStream&& other) noexcept {
   std::swap(device_, other.device_);
   return *this;
 }
-OwnStream::~OwnStream() { delete stream_; }  // what is queued goes on
+OwnStream::~OwnStream() {  // what is queued goes on
+  const std::lock_guard<std::mutex> lock(streams().mutex);
+  streams().live.erase(stream_);
+  delete stream_;
+}
 
 namespace {
 
