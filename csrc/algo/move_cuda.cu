@@ -51,29 +51,29 @@ struct MoveArgs {
 
 // ---- One block's copies, byte by byte equal to memcpy
 
-// As the widest words that all addresses allow. kFew words of each thread are on their way at once.
 template <int kBytes, typename Targets>
 __device__ __forceinline__ void copy_words(const uint8_t* from, int64_t num_words, int num_targets, Targets target) {
   using Word = typename VectorWord<kBytes>::Type;
-  constexpr int kFew = 4;
+  constexpr int kInFlight = 4;  // loads of a thread before it stores
   const Word* const source = reinterpret_cast<const Word*>(from);
-  const int64_t thread = static_cast<int64_t>(threadIdx.x);
-  const int64_t step = static_cast<int64_t>(blockDim.x);
-  int64_t first = thread;
-  for (; first + (kFew - 1) * step < num_words; first += kFew * step) {
-    Word words[kFew];
+  int64_t i = threadIdx.x;
+#pragma unroll 1
+  for (; i + (kInFlight - 1) * kCollectiveThreads < num_words; i += kInFlight * kCollectiveThreads) {
+    Word words[kInFlight];
 #pragma unroll
-    for (int i = 0; i < kFew; ++i) words[i] = source[first + i * step];
+    for (int j = 0; j < kInFlight; ++j) words[j] = source[i + j * kCollectiveThreads];
+#pragma unroll 1
     for (int k = 0; k < num_targets; ++k) {
-      Word* const to = reinterpret_cast<Word*>(target(k));
+      Word* const to = reinterpret_cast<Word*>(target(k)) + i;
 #pragma unroll
-      for (int i = 0; i < kFew; ++i) to[first + i * step] = words[i];
+      for (int j = 0; j < kInFlight; ++j) to[j * kCollectiveThreads] = words[j];
     }
   }
 #pragma unroll 1
-  for (; first < num_words; first += step) {
-    const Word word = source[first];
-    for (int k = 0; k < num_targets; ++k) reinterpret_cast<Word*>(target(k))[first] = word;
+  for (; i < num_words; i += kCollectiveThreads) {
+    const Word word = source[i];
+#pragma unroll 1
+    for (int k = 0; k < num_targets; ++k) reinterpret_cast<Word*>(target(k))[i] = word;
   }
 }
 
@@ -85,12 +85,14 @@ __device__ __forceinline__ bool copied_by(uint64_t addresses, const uint8_t* fro
   copy_words<kBytes>(from, num_words, num_targets, target);
   const int64_t i = num_words * kBytes + threadIdx.x;  // what is left is less than a word
   if (i < num_bytes) {
+#pragma unroll 1
     for (int k = 0; k < num_targets; ++k) target(k)[i] = from[i];
   }
   return true;
 }
 
-// Reads num_bytes once and writes them to target(0), ..., target(num_targets - 1). By all threads of the block.
+// Reads num_bytes once and writes them to target(0), ..., target(num_targets - 1), in the widest words that all of the
+// addresses allow. By all threads of the block.
 template <typename Targets>
 __device__ __forceinline__ void copy_to_all(const uint8_t* from, int64_t num_bytes, int num_targets, Targets target) {
   if (num_bytes <= 0 || num_targets == 0) return;
