@@ -230,5 +230,11 @@ class DeviceProbe:
     @property
     def devices(self) -> list[DeviceInfo]: ...
 
+RUNTIME: str
+"""What runs kernels: "cuda", "none" (built without CUDA) or "simt" (the tests' emulated GPUs)."""
+
 def cuda_probe() -> DeviceProbe:
     """The CUDA devices of this process. Never raises; initialises the driver but creates no context."""
+
+def link_between(device: int, peer: int) -> str:
+    """"same", "NVLink", "PCIe" (peer access) or "none". DeviceError: there is no such device."""

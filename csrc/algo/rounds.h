@@ -60,20 +60,16 @@ class RoundsOfBlock {
   __device__ __forceinline__ bool next_round() {
     ++epoch_;
     if (!rounds_.in_kernel) return true;
-    __shared__ bool failed;
     const int thread = static_cast<int>(threadIdx.x);
-    if (thread == 0) failed = false;
+    bool failed = false;
     __syncthreads();
     if (thread < group_.layout.world_size && thread != group_.rank) {
       store_release_system(&line(thread)->arrived[group_.rank], epoch_);
       const uint32_t* const theirs = &line(group_.rank)->arrived[thread];
       const uint32_t target = epoch_;
-      if (!wait_until(group_, thread, [=] { return epoch_reached(load_acquire_system(theirs), target); })) {
-        failed = true;
-      }
+      failed = !wait_until(group_, thread, [=] { return epoch_reached(load_acquire_system(theirs), target); });
     }
-    __syncthreads();
-    return !failed;
+    return __syncthreads_or(failed) == 0;
   }
 
   // After the last round; by all threads of the block.

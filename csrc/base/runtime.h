@@ -15,6 +15,8 @@
 
 namespace ringcomm::runtime {
 
+// Which twin this is: "cuda", "none", or "simt" for the one of tests/simt.
+const char* name();
 // Whether there is a device to run on; else why not.
 bool available(std::string* reason = nullptr);
 int device_count();

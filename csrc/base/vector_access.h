@@ -4,12 +4,13 @@
 #include <cstdint>
 #include <cstring>
 
+#include "base/host_device.h"
+
 namespace ringcomm {
 
 constexpr int kVectorBytes = 16;
 
-// For the host, which decides once per launch.
-inline bool is_aligned(const void* address, size_t num_bytes) {
+RC_HD bool is_aligned(const void* address, size_t num_bytes) {
   return reinterpret_cast<uintptr_t>(address) % num_bytes == 0;
 }
 

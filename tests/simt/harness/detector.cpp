@@ -34,6 +34,7 @@ uintptr_t last_begin = 0, last_end = 0;          // of the buffer that was found
 std::map<uintptr_t, Buffer> buffers;             // by their address
 std::vector<std::vector<Access>> read_lists;     // Cell::more_reads
 std::unordered_map<uintptr_t, Knowledge> words;  // what acquiring a word teaches
+std::map<std::pair<int, int>, Knowledge> stream_ends;
 
 void* reserve(size_t bytes) {
   void* const memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -221,14 +222,40 @@ void release_all() {
   arena_used = 0;
 }
 
+void watch(Block& block) {
+  Machine& m = machine();
+  Launch& launch = *block.launch;
+  if (m.block_names.empty()) m.block_names.emplace_back();  // number 0 is none
+  m.block_names.push_back(BlockName{launch.name, launch.rank, launch.number, block.id});
+  if (launch.started == 1) launch.before = stream_ends[{launch.rank, launch.stream}];
+  block.acquired = launch.before;
+  block.shadow.resize(cells_for(m.shared_bytes) + 1 + cells_for(launch.shared_bytes) + 1);
+  block.barrier_clocks.assign(block.threads.size(), 0);
+  block.warp_clocks.assign(block.threads.size(), {});
+}
+
+void watch_end(Block& block) {
+  Launch& launch = *block.launch;
+  launch.after.learn(block.acquired);
+  for (const Thread& thread : block.threads) {
+    if (!thread.acquired.empty()) launch.after.learn(thread.acquired);
+  }
+}
+
+void watch_end(const Launch& launch) {
+  Knowledge& end = stream_ends[{launch.rank, launch.stream}];
+  end.learn(launch.after);
+  end.learn_launch(launch.number);
+  end.forget_finished([](uint32_t number) { return machine().block_names[number].launch; });
+}
+
 void forget_accesses() {
   if (arena != 0) madvise(arena_shadow, cells_for(arena_used) * sizeof(Cell), MADV_DONTNEED);
   read_lists.clear();
   words.clear();
-}
-
-size_t shadow_cells(size_t shared_bytes, size_t dynamic_bytes) {
-  return cells_for(shared_bytes) + 1 + cells_for(dynamic_bytes) + 1;
+  stream_ends.clear();
+  machine().block_names.clear();
+  machine().num_blocks = 0;
 }
 
 std::string describe_address(uintptr_t address) {
@@ -345,20 +372,24 @@ void fence() {
   ++self.clock;
 }
 
-uint32_t load(const uint32_t* word, Order order) {
+namespace {
+
+template <typename Word>
+Word load_word(const Word* word, Order order, const void* code) {
   Inside inside;
-  check_access(reinterpret_cast<uintptr_t>(word), 4, false, true, true, __builtin_return_address(0));
-  let_others_run(word);
+  check_access(reinterpret_cast<uintptr_t>(word), sizeof(Word), false, true, true, code);
+  let_others_run(word, sizeof(Word));
   Thread& self = *machine().current;
   const auto taught = words.find(reinterpret_cast<uintptr_t>(word));
   if (taught != words.end()) (order == Order::acquire ? self.acquired : self.unfenced).learn(taught->second);
   return *word;
 }
 
-void store(uint32_t* word, uint32_t value, Order order) {
+template <typename Word>
+void store_word(Word* word, Word value, Order order, const void* code) {
   Inside inside;
   maybe_switch();
-  check_access(reinterpret_cast<uintptr_t>(word), 4, true, true, true, __builtin_return_address(0));
+  check_access(reinterpret_cast<uintptr_t>(word), sizeof(Word), true, true, true, code);
   Thread& self = *machine().current;
   Knowledge& taught = words[reinterpret_cast<uintptr_t>(word)];
   taught.clear();
@@ -370,6 +401,13 @@ void store(uint32_t* word, uint32_t value, Order order) {
   }
   *word = value;
 }
+
+}  // namespace
+
+uint32_t load(const uint32_t* word, Order order) { return load_word(word, order, __builtin_return_address(0)); }
+uint64_t load(const uint64_t* word, Order order) { return load_word(word, order, __builtin_return_address(0)); }
+void store(uint32_t* word, uint32_t value, Order order) { store_word(word, value, order, __builtin_return_address(0)); }
+void store(uint64_t* word, uint64_t value, Order order) { store_word(word, value, order, __builtin_return_address(0)); }
 
 // Read-modify-writes are relaxed and continue the release that they read.
 void atomic_access(const volatile void* address, unsigned bytes) {
