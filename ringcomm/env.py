@@ -173,6 +173,13 @@ VARIABLES: dict[str, Variable] = {
             at_least=1,
         ),
         Variable(
+            "RINGCOMM_DEVICE",
+            "str",
+            None,
+            "simt: the torch backend takes CPU tensors as arrays of emulated GPUs, for tests",
+            choices=("simt",),
+        ),
+        Variable(
             "RINGCOMM_CACHE_DIR",
             "str",
             None,
@@ -247,6 +254,7 @@ def get(
     name: Literal[
         "RINGCOMM_SIMD",
         "RINGCOMM_CACHE_DIR",
+        "RINGCOMM_DEVICE",
         "RINGCOMM_DEBUG_SUBSYS",
         "RINGCOMM_DEBUG_FILE",
         "RINGCOMM_TUNING",

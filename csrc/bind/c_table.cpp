@@ -86,6 +86,8 @@ Request make_request(const rc_call& from, int world_size) {
   call.factor = from.factor;
   call.timeout_s = from.timeout_s;
   call.wait_all_ranks = from.wait_all_ranks != 0;
+  call.on_device = from.on_device != 0;
+  call.stream = static_cast<Stream>(from.stream);
   for (int rank = 0; from.sends != nullptr && rank < world_size; ++rank)
     call.sends.push_back({from.sends[rank].data, from.sends[rank].count});
   for (int rank = 0; from.receives != nullptr && rank < world_size; ++rank)
@@ -157,6 +159,8 @@ const rc_table kTable = {
         if (const std::optional<Error> fault = communicator(comm)->fault()) throw *fault;
       });
     },
+    [](rc_comm*) -> rc_device_mode { return RC_DEVICE_NONE; },
+    [](rc_comm*, rc_error*) -> rc_status { return RC_OK; },
 };
 
 }  // namespace
