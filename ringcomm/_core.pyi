@@ -274,4 +274,4 @@ def cuda_probe() -> DeviceProbe:
     """The CUDA devices of this process. Never raises; initialises the driver but creates no context."""
 
 def link_between(device: int, peer: int) -> str:
-    """"same", "NVLink", "PCIe" (peer access) or "none". DeviceError: there is no such device."""
+    """ "same", "NVLink", "PCIe" (peer access) or "none". DeviceError: there is no such device."""

@@ -37,7 +37,7 @@ from ringcomm.arrays import ArrayView, empty_like, view
 from ringcomm.codecs import Codec
 from ringcomm.codecs import codec as parse_codec
 from ringcomm.descriptors import Endpoints
-from ringcomm.device import Devices
+from ringcomm.device import Devices, device_name
 from ringcomm.errors import AbortedError, UsageError
 from ringcomm.machine import usable_cores
 from ringcomm.meeting import store_among
@@ -150,7 +150,7 @@ class Communicator:
             env.logger("INIT").info("%s", self._start_line())
         if device is not None:
             try:
-                self._devices.attach(device)
+                self.use_device(device)
             except BaseException:
                 self.close()
                 raise
@@ -808,6 +808,19 @@ class Communicator:
             symmetric,
         )
 
+    def use_device(self, device: Any) -> None:
+        """Sets the communicator up for arrays on a GPU now, not when the first one comes; collective.
+
+        Args:
+            device: As in :func:`ringcomm.init`. Nothing happens if it is the communicator's already.
+
+        Raises:
+            UsageError: the communicator works on another one, or ranks want different things. DeviceError,
+            SystemResourceError: one of them cannot have what it needs; the communicator is as it was.
+            Else as :meth:`all_reduce`.
+        """
+        self._devices.use(device_name(device))
+
     def owned(self, num_elems: int, *, on_device: bool | None = None) -> list[tuple[int, int]]:
         """The parts of an array whose sums this rank encodes in an ``all_reduce`` with a codec.
 
@@ -896,10 +909,6 @@ class Communicator:
             with self._pending_lock:
                 self._pending.clear()
                 self._messages.clear()
-
-    def use_device(self, device: str) -> None:
-        """stand-in"""
-        raise UsageError(f"arrays on {device}: this build has no CUDA (see python -m ringcomm.info)")
 
     def hand_over(self) -> Any:
         """The communicator for C code (csrc/bind/c_table.h), which now decides when it closes.

@@ -100,13 +100,8 @@ class Devices:
             return None
         if self._hosts_are_simt:
             return first.stream
-        if self.name is None:
-            self.attach(first.device)
-        elif first.device != self.name:
-            raise UsageError(
-                f"an array on {first.device}, but rank {self._comm.rank} of group '{self._comm.name}' works on "
-                f"{self.name}; move it there, or make another communicator"
-            )
+        if first.device != self.name:
+            self.use(first.device)
         return first.stream
 
     def stream_now(self, array: ArrayView) -> int:
@@ -162,13 +157,19 @@ class Devices:
 
     # -- set-up --
 
-    def attach(self, name: str) -> None:
-        """Sets the communicator up for arrays on ``name``; collective.
+    def use(self, name: str | None) -> None:
+        """See :meth:`ringcomm.comm.Communicator.use_device`."""
+        if name is None:
+            raise UsageError("device: None, expected such as 'cuda:0'")
+        if self.name is None:
+            self._attach(name)
+        elif name != self.name:
+            raise UsageError(
+                f"an array on {name}, but rank {self._comm.rank} of group '{self._comm.name}' works on {self.name}; "
+                "move the array there, or make another communicator"
+            )
 
-        Raises:
-            UsageError: ranks want different things. DeviceError, SystemResourceError: one of them cannot
-            have what it needs. The same on all ranks. Else as any collective.
-        """
+    def _attach(self, name: str) -> None:
         comm, index = self._comm, _index(name, self._comm.rank)
         wanted = env.get("RINGCOMM_CUDA_MODE")
         mode = None if wanted == "auto" else _core.DEVICE_MODES[wanted]
@@ -209,9 +210,14 @@ class Devices:
             )
 
 
+def _opened(group: Any, handles: list[bytes], fds: list[int]) -> bytes:
+    group.open(handles, fds)
+    return b""
+
+
 def _index(name: str, rank: int) -> int:
     if name == SIMT:
-        return int(rank % _core.simt.device_count())
+        return int(rank % getattr(_core, SIMT).device_count())
     return int(name.removeprefix("cuda:"))
 
 
