@@ -243,4 +243,4 @@ def device_of(address: int) -> int:
     """The CUDA device whose memory this is; -1: it is the host's."""
 
 def link_between(device: int, peer: int) -> str:
-    """"same", "NVLink", "PCIe" (peer access) or "none". DeviceError: there is no such device."""
+    """ "same", "NVLink", "PCIe" (peer access) or "none". DeviceError: there is no such device."""

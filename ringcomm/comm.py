@@ -807,7 +807,9 @@ class Communicator:
 
     def use_device(self, device: str) -> None:
         """stand-in"""
-        raise UsageError(f"arrays on {device}: this build has no CUDA (see python -m ringcomm.info)")
+        raise UsageError(
+            f"arrays on {device}: this build has no CUDA (see python -m ringcomm.info)"
+        )
 
     def hand_over(self) -> Any:
         """The communicator for C code (csrc/bind/c_table.h), which now decides when it closes.
