@@ -118,10 +118,6 @@ SIMT_EXPORT int simt_format(const TestGroup* group, CUstream_st* stream) {
   return simt::guarded([&] { cuda::launch_format(view_of(*group), stream); });
 }
 
-SIMT_EXPORT int simt_load_kernels() {
-  return simt::guarded([&] { cuda::load_kernels(); });
-}
-
 // The first element, and the one after the last.
 SIMT_EXPORT void simt_encoded_sums_of(int64_t rank, int64_t num_elems, int64_t world_size, int64_t* begin,
                                       int64_t* end) {
