@@ -16,14 +16,16 @@ __device__ __forceinline__ bool epoch_reached(uint32_t value, uint32_t target) {
   return static_cast<int32_t>(value - target) >= 0;
 }
 
-// Polls until condition() holds; false if the group was aborted, or if `late_rank` did not come in time, which is
-// reported then. By one thread; the others of the block learn of it at the next block barrier.
-template <typename Condition>
-__device__ __forceinline__ bool wait_until(const GroupView& group, int late_rank, Condition condition) {
+// Polls until missing(), which returns a rank that has not come yet, returns -1. False if the group was aborted, or if
+// the rank did not come in time, which is reported then. By one thread; the others of the block learn of it at the next
+// block barrier.
+template <typename Missing>
+__device__ __forceinline__ bool wait_until_none(const GroupView& group, Missing missing) {
   constexpr int kPollsPerCheck = 64;
   uint64_t deadline = 0;
   for (int polls = 0;; ++polls) {
-    if (condition()) return true;
+    const int late_rank = missing();
+    if (late_rank < 0) return true;
     if (polls % kPollsPerCheck != kPollsPerCheck - 1) continue;
     if (load_relaxed_system(&group.watch->abort) != 0 || load_relaxed_system(&group.watch->late_rank) != 0) {
       return false;
@@ -46,6 +48,14 @@ class RoundsOfBlock {
         block_(static_cast<int>(blockIdx.x)),
         epoch_(rounds.in_kernel ? line(group.rank)->epoch : rounds.epoch) {}
 
+  __device__ __forceinline__ int world_size() const { return group_.layout.world_size; }
+  // The rank that is `step` (0 to world_size - 1) behind this one, around the group: ranks that visit all others in
+  // this order are never all at the same one.
+  __device__ __forceinline__ int peer_at(int step) const {
+    const int peer = group_.rank + step;
+    return peer < world_size() ? peer : peer - world_size();
+  }
+
   // Where this rank writes at `peer` in this round: box_bytes, 16-byte aligned.
   __device__ __forceinline__ uint8_t* box_at(int peer) const {
     return group_.slabs[peer] + group_.layout.box_offset(static_cast<int>(epoch_ & 1u), group_.rank, block_);
@@ -60,25 +70,23 @@ class RoundsOfBlock {
   __device__ __forceinline__ bool next_round() {
     ++epoch_;
     if (!rounds_.in_kernel) return true;
-    __shared__ bool failed;
     const int thread = static_cast<int>(threadIdx.x);
-    if (thread == 0) failed = false;
+    bool failed = false;
     __syncthreads();
     if (thread < group_.layout.world_size && thread != group_.rank) {
       store_release_system(&line(thread)->arrived[group_.rank], epoch_);
       const uint32_t* const theirs = &line(group_.rank)->arrived[thread];
       const uint32_t target = epoch_;
-      if (!wait_until(group_, thread, [=] { return epoch_reached(load_acquire_system(theirs), target); })) {
-        failed = true;
-      }
+      failed =
+          !wait_until_none(group_, [=] { return epoch_reached(load_acquire_system(theirs), target) ? -1 : thread; });
     }
-    __syncthreads();
-    return !failed;
+    return __syncthreads_or(failed) == 0;
   }
 
   // After the last round; by all threads of the block.
   __device__ __forceinline__ void finish() {
-    if (rounds_.in_kernel && threadIdx.x == 0) line(group_.rank)->epoch = epoch_;
+    // After a single round nothing has changed, and no barrier has passed since the others read it.
+    if (rounds_.in_kernel && threadIdx.x == 0 && rounds_.end - rounds_.begin > 1) line(group_.rank)->epoch = epoch_;
   }
 
  private:

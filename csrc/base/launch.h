@@ -55,11 +55,35 @@ void launch(const char* name, const LaunchShape& shape, Stream stream, void (*ke
 #endif
 }
 
+// Has the kernel on the current device before it is launched; throws DeviceError if it cannot be. May wait for
+// everything that runs there.
+template <typename... Params>
+void load_kernel(const char* name, void (*kernel)(Params...)) {
+#if defined(RC_SIMT)
+  static_cast<void>(name);
+  static_cast<void>(kernel);
+#else
+  cudaFuncAttributes attributes;
+  const cudaError_t status = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel));
+  if (status != cudaSuccess) {
+    RC_FAIL(device, "kernel ", name, " cannot be loaded: ", cudaGetErrorString(status), " (", cudaGetErrorName(status),
+            "); is ringcomm built for this GPU?");
+  }
+#endif
+}
+
 // More blocks fill no GPU better and cost their start. Few in tests, so that threads go round.
 #if defined(RC_SIMT)
 constexpr int64_t kMostBlocks = 3;
 #else
 constexpr int64_t kMostBlocks = 4096;
+#endif
+
+// Of a block in a collective's grid, which has few blocks: they all run at the same time. Fewer in tests.
+#if defined(RC_SIMT)
+constexpr int kCollectiveThreads = 64;
+#else
+constexpr int kCollectiveThreads = 512;
 #endif
 
 // Blocks for a kernel whose threads share num_items (> 0) items.

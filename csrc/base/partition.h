@@ -6,24 +6,30 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "base/host_device.h"
+
 namespace ringcomm {
 
 struct Range {
   int64_t begin = 0;
   int64_t end = 0;
-  int64_t count() const { return end - begin; }
+  RC_HD_METHOD constexpr int64_t count() const { return end - begin; }
 };
 
-constexpr int64_t ceil_div(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
-constexpr int64_t round_up(int64_t value, int64_t multiple) { return ceil_div(value, multiple) * multiple; }
-constexpr int64_t round_down(int64_t value, int64_t multiple) { return value / multiple * multiple; }
+RC_HD constexpr int64_t ceil_div(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
+RC_HD constexpr int64_t round_up(int64_t value, int64_t multiple) { return ceil_div(value, multiple) * multiple; }
+RC_HD constexpr int64_t round_down(int64_t value, int64_t multiple) { return value / multiple * multiple; }
+
+// std::min and std::max, which kernels cannot call.
+RC_HD constexpr int64_t at_most(int64_t value, int64_t limit) { return value < limit ? value : limit; }
+RC_HD constexpr int64_t at_least(int64_t value, int64_t limit) { return value > limit ? value : limit; }
 
 // The elements of [0, num_elems) that `rank` owns. Equal chunks in multiples of `granule` elements
 // (the last ones may be short or empty), so chunk borders never cut a codec block or a cache line.
-constexpr Range chunk_of(int64_t num_elems, int world_size, int rank, int64_t granule) {
+RC_HD constexpr Range chunk_of(int64_t num_elems, int world_size, int rank, int64_t granule) {
   const int64_t chunk = round_up(ceil_div(num_elems, world_size), granule);
-  const int64_t begin = std::min<int64_t>(num_elems, chunk * rank);
-  return Range{begin, std::min<int64_t>(num_elems, begin + chunk)};
+  const int64_t begin = at_most(chunk * rank, num_elems);
+  return Range{begin, at_most(begin + chunk, num_elems)};
 }
 
 // An array cut into segments, and each segment into one chunk per rank.

@@ -45,18 +45,20 @@ struct DeviceLayout {
   int64_t box_bytes;        // a multiple of 512
   int64_t packets_per_box;  // a multiple of 16
 
-  RC_HD constexpr int64_t line_offset(int block) const { return block * static_cast<int64_t>(sizeof(BlockLine)); }
-  RC_HD constexpr int64_t packets_offset(int half, int writer, int block) const {
+  RC_HD_METHOD constexpr int64_t line_offset(int block) const {
+    return block * static_cast<int64_t>(sizeof(BlockLine));
+  }
+  RC_HD_METHOD constexpr int64_t packets_offset(int half, int writer, int block) const {
     return line_offset(num_blocks) +
            index(half, writer, block) * packets_per_box * static_cast<int64_t>(sizeof(Packet));
   }
-  RC_HD constexpr int64_t box_offset(int half, int writer, int block) const {
+  RC_HD_METHOD constexpr int64_t box_offset(int half, int writer, int block) const {
     return packets_offset(2, 0, 0) + index(half, writer, block) * box_bytes;
   }
-  RC_HD constexpr int64_t total_bytes() const { return box_offset(2, 0, 0); }
+  RC_HD_METHOD constexpr int64_t total_bytes() const { return box_offset(2, 0, 0); }
 
  private:
-  RC_HD constexpr int64_t index(int half, int writer, int block) const {
+  RC_HD_METHOD constexpr int64_t index(int half, int writer, int block) const {
     return (static_cast<int64_t>(half) * world_size + writer) * num_blocks + block;
   }
 };

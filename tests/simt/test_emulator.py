@@ -35,6 +35,7 @@ MISUSES = {
     "ended_lanes": ("warp operation", "has ended"),
     "mixed_operations": ("warp operation", "different operations"),
     "flag_that_never_comes": ("deadlock", "another value than 0 in buffer 'place' + 36"),
+    "clock_without_deadline": ("deadlock", "another value than 0 in buffer 'place' + 40"),
     "grid_barrier": ("deadlock", "2 blocks of kernel grid_barrier, rank 0, have not started"),
     "loop_without_end": ("endless", "a loop that does not end?"),
 }

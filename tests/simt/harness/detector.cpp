@@ -345,20 +345,24 @@ void fence() {
   ++self.clock;
 }
 
-uint32_t load(const uint32_t* word, Order order) {
+namespace {
+
+template <typename Word>
+Word load_word(const Word* word, Order order, const void* code) {
   Inside inside;
-  check_access(reinterpret_cast<uintptr_t>(word), 4, false, true, true, __builtin_return_address(0));
-  let_others_run(word);
+  check_access(reinterpret_cast<uintptr_t>(word), sizeof(Word), false, true, true, code);
+  let_others_run(word, sizeof(Word));
   Thread& self = *machine().current;
   const auto taught = words.find(reinterpret_cast<uintptr_t>(word));
   if (taught != words.end()) (order == Order::acquire ? self.acquired : self.unfenced).learn(taught->second);
   return *word;
 }
 
-void store(uint32_t* word, uint32_t value, Order order) {
+template <typename Word>
+void store_word(Word* word, Word value, Order order, const void* code) {
   Inside inside;
   maybe_switch();
-  check_access(reinterpret_cast<uintptr_t>(word), 4, true, true, true, __builtin_return_address(0));
+  check_access(reinterpret_cast<uintptr_t>(word), sizeof(Word), true, true, true, code);
   Thread& self = *machine().current;
   Knowledge& taught = words[reinterpret_cast<uintptr_t>(word)];
   taught.clear();
@@ -370,6 +374,13 @@ void store(uint32_t* word, uint32_t value, Order order) {
   }
   *word = value;
 }
+
+}  // namespace
+
+uint32_t load(const uint32_t* word, Order order) { return load_word(word, order, __builtin_return_address(0)); }
+uint64_t load(const uint64_t* word, Order order) { return load_word(word, order, __builtin_return_address(0)); }
+void store(uint32_t* word, uint32_t value, Order order) { store_word(word, value, order, __builtin_return_address(0)); }
+void store(uint64_t* word, uint64_t value, Order order) { store_word(word, value, order, __builtin_return_address(0)); }
 
 // Read-modify-writes are relaxed and continue the release that they read.
 void atomic_access(const volatile void* address, unsigned bytes) {

@@ -47,8 +47,9 @@ struct Thread {
   uint3 id{};
   State state = State::ready;
   uint32_t priority = 0;
-  Place place{"", 0};                   // where it waits
-  const uint32_t* waits_for = nullptr;  // the word that it last loaded
+  Place place{"", 0};               // where it waits
+  const void* waits_for = nullptr;  // the word that it last loaded
+  unsigned waits_for_bytes = 0;
 
   // In a warp collective.
   Collective kind = Collective::sync;
@@ -85,6 +86,8 @@ struct Block {
   std::deque<uint32_t> ready;
   uint32_t alive = 0;
   uint32_t at_barrier = 0;
+  bool vote = false;     // of the threads at the barrier
+  bool outcome = false;  // at the last one
   uint32_t priority = 0;
   std::vector<char> shared;          // image of the module's thread-locals while another block runs
   std::vector<char> dynamic_shared;  // over-allocated by 16 bytes
@@ -119,8 +122,11 @@ struct Machine {
   std::vector<std::unique_ptr<Block>> resident;
   std::vector<BlockName> block_names;  // by number
   uint32_t num_launches = 0;
-  uint64_t last_progress = 0;  // counts changes that a thread could wait for
-  uint64_t idle_accesses = 0;  // accesses since the last one
+  uint64_t last_progress = 0;    // counts changes that a thread could wait for
+  uint64_t idle_accesses = 0;    // accesses since the last one
+  uint64_t now = 0;              // nanoseconds()
+  bool looked_at_clock = false;  // somebody, since it last went forward
+  int idle_ticks = 0;            // how often it has, since the last progress
   Counts counts{};
   std::vector<std::string> reports;
   uintptr_t shared_begin = 0;  // the thread-locals of the module
@@ -152,7 +158,7 @@ void ended(Thread& thread);  // nobody may wait for it any more (meeting.cpp)
 
 // Called by kernel code through the hooks.
 void maybe_switch();
-void let_others_run(const uint32_t* word);  // at a load of a word that others may change
+void let_others_run(const void* word, unsigned bytes);  // at a load of a word that others may change
 void made_progress();
 constexpr uint64_t kMostIdleAccesses = 20'000'000;
 

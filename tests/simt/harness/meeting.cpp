@@ -9,6 +9,8 @@ namespace {
 void open_barrier(Block& block) {
   barrier_orders(block);
   block.at_barrier = 0;
+  block.outcome = block.vote;
+  block.vote = false;
   made_progress();
   for (Thread& thread : block.threads) {
     if (thread.state == State::at_barrier) make_ready(thread);
@@ -54,7 +56,7 @@ void ended(Thread& thread) {
   open_barrier(block);
 }
 
-void block_barrier(Place place) {
+bool block_barrier(bool predicate, Place place) {
   Inside inside;
   Thread& self = *machine().current;
   Block& block = *self.block;
@@ -70,11 +72,13 @@ void block_barrier(Place place) {
     break;
   }
   self.state = State::at_barrier;
+  block.vote = block.vote || predicate;
   if (++block.at_barrier == block.alive) {
     if (block.alive != block.threads.size()) report_divergent(block, self);
     open_barrier(block);
   }
   leave();
+  return block.outcome;
 }
 
 uint64_t warp_collective(Collective kind, unsigned mask, uint64_t value, int argument, int width, Place place) {

@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "machine.h"
+#include "simt/memory_order.h"
 
 // The built-in variables; kernels see them as constants, which they are for each thread.
 uint3 simt_thread_index __asm__("threadIdx");
@@ -44,6 +45,9 @@ namespace {
 
 // Rounds that every waiting thread gets without anything changing before it is called a deadlock.
 constexpr uint64_t kIdleRounds = 200;
+// Where they look at a clock it goes forward first, so often.
+constexpr int kMostTicks = 100;
+constexpr uint64_t kTick = 1'000'000'000;
 
 // Writing it gives this thread its copy of the module's thread-locals, which it gets late when the module was loaded
 // late.
@@ -256,6 +260,12 @@ Thread* choose() {
   return nullptr;
 }
 
+uint64_t value_of_word(const Thread& thread) {
+  uint64_t value = 0;  // little endian
+  memcpy(&value, thread.waits_for, thread.waits_for_bytes);
+  return value;
+}
+
 std::string waiting_for(const Thread& thread) {
   switch (thread.state) {
     case State::at_barrier:
@@ -264,7 +274,7 @@ std::string waiting_for(const Thread& thread) {
       return "for the other lanes of a warp operation, " + at(thread.place);
     case State::spinning:
       if (thread.waits_for == nullptr) return "in __nanosleep()";
-      return "for another value than " + std::to_string(*thread.waits_for) + " in " +
+      return "for another value than " + std::to_string(value_of_word(thread)) + " in " +
              describe_address(reinterpret_cast<uintptr_t>(thread.waits_for));
     case State::ready:
     case State::done:
@@ -304,6 +314,16 @@ void report_deadlock() {
   report(text.str(), "deadlock");
 }
 
+// When nothing changes any more. False if nobody waits for a later time either.
+bool tick() {
+  Machine& m = machine();
+  if (!m.looked_at_clock || m.idle_ticks == kMostTicks) return false;
+  m.looked_at_clock = false;
+  ++m.idle_ticks;
+  m.now += kTick;
+  return true;
+}
+
 void run_queues() {
   Machine& m = machine();
   uint64_t idle = 0;
@@ -319,7 +339,10 @@ void run_queues() {
     resume(thread);
     idle = m.last_progress == progress && thread->state == State::spinning ? idle + 1 : 0;
     progress = m.last_progress;
-    if (idle > kIdleRounds * (spinners.size() + 1)) return report_deadlock();
+    if (idle > kIdleRounds * (spinners.size() + 1)) {
+      if (!tick()) return report_deadlock();
+      idle = 0;
+    }
     may_start = block->ready.empty();
     if (block->alive == 0) end_block(block);
   }
@@ -337,12 +360,14 @@ void clear() {
   loaded = nullptr;
   m.num_launches = 0;
   m.abandoned = false;
+  m.looked_at_clock = false;
   forget_accesses();
 }
 
-void spin(const uint32_t* word) {
+void spin(const void* word, unsigned bytes) {
   Thread& self = *machine().current;
   self.waits_for = word;
+  self.waits_for_bytes = bytes;
   self.state = State::spinning;
   spinners.push_back(&self);
   leave();
@@ -404,6 +429,7 @@ void abandon() {
 void made_progress() {
   ++machine().last_progress;
   machine().idle_accesses = 0;
+  machine().idle_ticks = 0;
 }
 
 void maybe_switch() {
@@ -458,12 +484,17 @@ Counts counts() { return machine().counts; }
 
 void sleep() {
   Inside inside;
-  spin(nullptr);
+  spin(nullptr, 0);
 }
 
 void* dynamic_shared() { return machine().current->block->dynamic_begin(); }
 
 // The scheduling point of a load; see detector.cpp for its order.
-void let_others_run(const uint32_t* word) { spin(word); }
+void let_others_run(const void* word, unsigned bytes) { spin(word, bytes); }
+
+uint64_t nanoseconds() {
+  machine().looked_at_clock = true;
+  return machine().now;
+}
 
 }  // namespace simt

@@ -101,6 +101,13 @@ __global__ void flag_that_never_comes(int* place) {
   }
 }
 
+// Looks at a clock, but never gives up.
+__global__ void clock_without_deadline(int* place) {
+  const uint64_t begin = global_nanoseconds();
+  while (load_relaxed_system(reinterpret_cast<const uint64_t*>(place) + 5) == 0 && global_nanoseconds() >= begin) {
+  }
+}
+
 // Every block waits for all: more blocks than are resident wait for ever.
 __global__ void grid_barrier(int* place) {
   unsigned* const arrived = reinterpret_cast<unsigned*>(place);
@@ -143,6 +150,7 @@ constexpr Misuse kMisuses[] = {
     {"ended_lanes", ended_lanes, 1, 0},
     {"mixed_operations", mixed_operations, 1, 0},
     {"flag_that_never_comes", flag_that_never_comes, 1, 0},
+    {"clock_without_deadline", clock_without_deadline, 1, 0},
     {"grid_barrier", grid_barrier, 4, 0},
     {"loop_without_end", loop_without_end, 1, 0},
 };

@@ -48,7 +48,8 @@ struct Place {
 
 enum class Collective { sync, ballot, any, all, shuffle, shuffle_up, shuffle_down, shuffle_xor };
 
-void block_barrier(Place place);
+// Whether any thread of the block said so.
+bool block_barrier(bool predicate, Place place);
 uint64_t warp_collective(Collective kind, unsigned mask, uint64_t value, int argument, int width, Place place);
 void fence();
 void sleep();
@@ -72,7 +73,8 @@ T from_bits(uint64_t bits) {
 
 }  // namespace simt
 
-inline void __syncthreads(SIMT_HERE) { simt::block_barrier(SIMT_PLACE); }
+inline void __syncthreads(SIMT_HERE) { simt::block_barrier(false, SIMT_PLACE); }
+inline int __syncthreads_or(int predicate, SIMT_HERE) { return simt::block_barrier(predicate != 0, SIMT_PLACE); }
 inline void __syncwarp(unsigned mask = 0xFFFFFFFFu, SIMT_HERE) {
   simt::warp_collective(simt::Collective::sync, mask, 0, 0, 32, SIMT_PLACE);
 }
