@@ -229,5 +229,14 @@ class DeviceProbe:
     @property
     def devices(self) -> list[DeviceInfo]: ...
 
+RUNTIME: str
+"""What runs kernels: "cuda", "none" (built without CUDA) or "simt" (the tests' emulated GPUs)."""
+
 def cuda_probe() -> DeviceProbe:
     """The CUDA devices of this process. Never raises; initialises the driver but creates no context."""
+
+def link_between(device: int, peer: int) -> str:
+    """How CUDA devices are linked: "same", "NVLink" (peer access with atomics), "PCIe" (without) or "none".
+
+    Raises DeviceError if there is no such device. May initialise CUDA on both.
+    """

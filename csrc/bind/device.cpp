@@ -2,12 +2,14 @@
 
 #include <pybind11/stl.h>
 
+#include "base/runtime.h"
 #include "bind/bind.h"
 
 namespace ringcomm::bind {
 namespace py = pybind11;
 
 void bind_device(py::module_& module) {
+  module.attr("RUNTIME") = runtime::name();
   py::class_<DeviceInfo>(module, "DeviceInfo")
       .def_readonly("name", &DeviceInfo::name)
       .def_readonly("total_bytes", &DeviceInfo::total_bytes)
@@ -22,6 +24,8 @@ void bind_device(py::module_& module) {
       .def_readonly("runtime_version", &DeviceProbe::runtime_version)
       .def_readonly("devices", &DeviceProbe::devices);
   module.def("cuda_probe", &probe_devices, py::call_guard<py::gil_scoped_release>());
+  module.def("link_between", &runtime::link_between, py::arg("device"), py::arg("peer"),
+             py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace ringcomm::bind

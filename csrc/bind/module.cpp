@@ -10,4 +10,7 @@ PYBIND11_MODULE(_core, module) {
   ringcomm::bind::bind_dlpack(module);
   ringcomm::bind::bind_comm(module);
   ringcomm::bind::bind_c_table(module);
+#if defined(RC_SIMT)
+  ringcomm::bind::bind_simt(module);
+#endif
 }
