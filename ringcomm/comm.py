@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -646,7 +647,7 @@ class Communicator:
         if name is None:
             name = f"{self.name}/{group}".encode()[-64:].decode(errors="ignore")
         group_name(name)
-        rows = self.all_gather(np.array([group is not None, group or 0, order]), tag="split colors")
+        rows = self._gather(np.array([group is not None, group or 0, order]), "split colors")
         members = [
             other
             for _, other in sorted((int(rows[r, 2]), r) for r in range(self.world_size))
@@ -798,7 +799,7 @@ class Communicator:
             plan = self._devices.explain(op, num_bytes, compress)
             if plan is not None:
                 return plan
-        return choose(
+        plan = choose(
             op,
             num_bytes,
             self.world_size,
@@ -807,6 +808,9 @@ class Communicator:
             self._limits,
             symmetric,
         )
+        if on_device is not False and self._devices.mode == "host":
+            plan = replace(plan, reason=f"on GPUs, through the host: {plan.reason}")
+        return plan
 
     def use_device(self, device: Any) -> None:
         """Sets the communicator up for arrays on a GPU now, not when the first one comes; collective.
@@ -985,6 +989,13 @@ class Communicator:
             rows, *rest = source.views[0].shape
             out = empty_like(x, (rows // self.world_size, *rest))
         return out, source, output(out, source.views[0], source.spans[self.rank][1])
+
+    def _gather(self, row: Any, tag: str) -> Any:
+        """all_gather of a NumPy array for what this module does itself: the values are there on return."""
+        rows = self.all_gather(row, tag=tag)
+        if self._devices.host != "cpu":
+            self.synchronize()
+        return rows
 
     def _works_on_device(self, on_device: bool | None) -> bool:
         if on_device and self.device is None:

@@ -248,7 +248,7 @@ def _from_all(comm: Any, what: str, make: Callable[[], bytes]) -> list[bytes]:
     row[: _LENGTH_BYTES + len(said)] = np.frombuffer(
         len(said).to_bytes(_LENGTH_BYTES, "little") + said, np.uint8
     )
-    rows = [bytes(one) for one in comm.all_gather(row, tag=what)]
+    rows = [bytes(one) for one in comm._gather(row, what)]
     answers = [
         one[_LENGTH_BYTES : _LENGTH_BYTES + int.from_bytes(one[:_LENGTH_BYTES], "little")]
         for one in rows

@@ -88,10 +88,11 @@ DeviceLayout make_layout(int world_size, int num_blocks, int64_t slab_bytes) {
   DeviceLayout layout{};
   layout.world_size = world_size;
   layout.num_blocks = num_blocks;
-  layout.packets_per_box =
-      std::max(kPacketGranule,
-               round_down(slab_bytes / 8 / boxes / static_cast<int64_t>(sizeof(Packet)), kPacketGranule));
-  layout.box_bytes = round_down((slab_bytes - layout.box_offset(0, 0, 0)) / boxes, kBoxGranule);
+  layout.packets_per_box = std::max(
+      kPacketGranule, round_down(slab_bytes / 8 / boxes / static_cast<int64_t>(sizeof(Packet)), kPacketGranule));
+  // Kernels count the bytes of one writer's boxes in 32 bits.
+  layout.box_bytes = round_down(
+      std::min((slab_bytes - layout.box_offset(0, 0, 0)) / boxes, INT32_MAX / int64_t{num_blocks}), kBoxGranule);
   return layout;
 }
 
@@ -181,8 +182,7 @@ void DeviceGroup::open(const std::vector<runtime::MemoryHandle>& handles, const 
     slabs_[peer] = runtime::SharedMemory::open(device_, handles[peer], fds[peer]);
     driver_keeps_slab_ = driver_keeps_slab_ && handles[peer].pid != ::getpid();
   }
-  driver_keeps_slab_ =
-      driver_keeps_slab_ && (!has_slab() || handle().kind == runtime::MemoryHandle::Kind::descriptor);
+  driver_keeps_slab_ = driver_keeps_slab_ && (!has_slab() || handle().kind == runtime::MemoryHandle::Kind::descriptor);
 }
 
 GroupView DeviceGroup::view(std::chrono::nanoseconds timeout) const {

@@ -60,7 +60,7 @@ uint32_t reachable_devices(int device, const std::vector<DeviceFacts>& facts);
 
 struct DeviceSetup {
   DeviceMode mode = DeviceMode::in_kernel;
-  std::string reason;       // for the mode
+  std::string reason;        // for the mode
   DeviceLayout layout = {};  // host: of nothing
 };
 // By rank. Throws UsageError if the ranks want different things, or what they want cannot be.
