@@ -273,5 +273,11 @@ RUNTIME: str
 def cuda_probe() -> DeviceProbe:
     """The CUDA devices of this process. Never raises; initialises the driver but creates no context."""
 
+def current_device() -> int:
+    """The CUDA device that is current in this thread."""
+
+def device_of(address: int) -> int:
+    """The CUDA device whose memory this is; -1: it is the host's."""
+
 def link_between(device: int, peer: int) -> str:
     """ "same", "NVLink", "PCIe" (peer access) or "none". DeviceError: there is no such device."""

@@ -4,8 +4,8 @@
 // others are queued, in the same order, on the core's progress thread.
 //
 // Calls on CUDA tensors are queued on a GPU's stream: the current one if they are synchronous, else one of this
-// backend's, behind the current one. Where the core cannot queue (several processes share a GPU that runs one at a time),
-// they run as on the CPU. The first one prepares the GPUs of the group and is collective, as every call.
+// backend's, behind the current one. Where the core cannot queue (several processes share a GPU that runs one at a
+// time), they run as on the CPU. The first one prepares the GPUs of the group and is collective, as every call.
 #pragma once
 
 #include <atomic>
@@ -33,8 +33,8 @@ class RingBackend final : public c10d::Backend {
   // use_device("cuda:0") lets the core take arrays on that device; collective; may need the GIL. device: where
   // tensors on the CPU are, for emulated GPUs; "": on the CPU.
   using UseDevice = std::function<void(const std::string& device)>;
-  RingBackend(std::shared_ptr<Core> core, int rank, int size, c10::intrusive_ptr<Options> options,
-              UseDevice use_device, std::string cpu_device);
+  RingBackend(std::shared_ptr<Core> core, int rank, int size, c10::intrusive_ptr<Options> options, UseDevice use_device,
+              std::string cpu_device);
   ~RingBackend() override;
   // Shuts down every backend of this process and lets callbacks finish; before the interpreter ends.
   static void shutdown_all();
@@ -116,7 +116,7 @@ class RingBackend final : public c10d::Backend {
   std::mutex gpu_mutex_;  // guards what follows
   std::optional<c10::Device> gpu_;
   std::optional<c10::Stream> collectives_stream_, messages_stream_;
-  InOrder messages_;  // those that wait for a GPU before they start
+  InOrder messages_;                      // those that wait for a GPU before they start
   std::atomic<uint64_t> seq_{0};          // of collectives
   std::atomic<uint64_t> message_seq_{0};  // of sends and receives
   bool coalescing_ = false;

@@ -29,7 +29,8 @@ class Place {
   void* handle() const;
   // Of the values of a future.
   std::vector<c10::Device> devices() const;
-  // Keeps the memory of a tensor of the GPU from being used anew before the operation is done, if it goes beside its own stream.
+  // Keeps the memory of a tensor of the GPU from being used anew before the operation is done, if it goes beside its
+  // own stream.
   void use(const at::Tensor& tensor) const;
   // Makes the stream the current one for a scope.
   void enter(c10::OptionalStreamGuard& guard) const {

@@ -75,8 +75,8 @@ void RingWork::wait_for_gpu(std::chrono::milliseconds timeout) {
 
 void RingWork::check_waiter() const {
   if (::getpid() != pid_) {
-    C10_THROW_ERROR(DistBackendError, c10::str(title_, " #", seq_,
-                                               " belongs to the parent process; a forked child cannot wait for it"));
+    C10_THROW_ERROR(DistBackendError,
+                    c10::str(title_, " #", seq_, " belongs to the parent process; a forked child cannot wait for it"));
   }
   try {
     check_python_signals();
@@ -88,9 +88,8 @@ void RingWork::check_waiter() const {
 }
 
 void RingWork::throw_timeout(std::chrono::milliseconds timeout) const {
-  C10_THROW_ERROR(DistBackendError,
-                  c10::str("Operation timed out! Timed out waiting ", timeout.count(), "ms for ", title_, " #", seq_,
-                           " operation to complete; the call itself goes on"));
+  C10_THROW_ERROR(DistBackendError, c10::str("Operation timed out! Timed out waiting ", timeout.count(), "ms for ",
+                                             title_, " #", seq_, " operation to complete; the call itself goes on"));
 }
 
 bool RingWork::isCompleted() {

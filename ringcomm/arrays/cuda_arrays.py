@@ -129,7 +129,7 @@ def _device(x: Any, ptr: int, name: str, role: str) -> int:
     if hasattr(x, "__dlpack_device__"):
         return int(x.__dlpack_device__()[1])
     if not ptr:  # an array without elements is anywhere
-        return 0
+        return _core.current_device()
     device = _core.device_of(ptr)
     if device < 0:
         raise UsageError(

@@ -21,7 +21,8 @@ torch = pytest.importorskip("torch")
 @pytest.fixture(autouse=True)
 def build_with_cuda(monkeypatch):
     monkeypatch.setattr(array_view, "HAS_CUDA", True)
-    monkeypatch.setattr(_core, "device_of", lambda address: 1, raising=False)
+    monkeypatch.setattr(_core, "device_of", lambda address: 1)
+    monkeypatch.setattr(_core, "current_device", lambda: 0)
 
 
 # ---- __cuda_array_interface__ --------------------------------------------------------------------
