@@ -88,7 +88,7 @@ class Communicator:
     - in_kernel: GPUs that reach each other's memory and run at the same time. Calls return when they are
       queued, and may be captured into a CUDA graph; :meth:`synchronize` waits for the GPU. A failure ends
       kernels that wait, too; what they write is undefined, and the next call raises.
-    - stepped: several processes take turns on one GPU. Calls block until they are done.
+    - stepped: several ranks share a GPU, without MPS. Calls block until they are done.
     - host: GPUs that do not reach each other. Calls go through host memory and block.
 
     Attributes:
@@ -97,6 +97,7 @@ class Communicator:
         name: Of the group, as it appears in errors.
         timeout: The deadline of every call, in seconds.
         device: ``"cuda:<index>"`` once the communicator has been set up for arrays on GPUs, else None.
+        device_mode: ``"in_kernel"``, ``"stepped"`` or ``"host"``, likewise.
     """
 
     def __init__(
@@ -841,6 +842,10 @@ class Communicator:
     def device(self) -> str | None:
         return self._devices.name
 
+    @property
+    def device_mode(self) -> str | None:
+        return self._devices.mode
+
     def stats(self) -> dict[str, dict[str, float]]:
         """Counters per operation since :func:`ringcomm.init`, or the last :meth:`reset_stats`.
 
@@ -889,7 +894,7 @@ class Communicator:
         Raises:
             As :meth:`all_reduce`: also what a kernel found since the last call.
         """
-        self._core.synchronize()
+        self._devices.synchronize()
 
     # -- the end --
 
@@ -1005,6 +1010,7 @@ class Communicator:
         return self.device is not None if on_device is None else on_device
 
     def _result(self, core: Any, value: Any, finish: Any, keep: Sequence[ArrayView]) -> Any:
+        finish = self._devices.after_call(keep, finish)
         if core is not None:
             with self._pending_lock:
                 while self._pending and self._pending[0][0].done():  # calls finish in order

@@ -63,7 +63,12 @@ std::string reason_for_steps(const std::vector<DeviceFacts>& facts) {
     for (size_t peer = 0; peer < rank; ++peer) {
       const DeviceFacts& a = facts[peer];
       const DeviceFacts& b = facts[rank];
-      if (a.uuid != b.uuid || a.pid == b.pid || (a.is_concurrent != 0 && b.is_concurrent != 0)) continue;
+      if (a.uuid != b.uuid) continue;
+      // A kernel that waits for the next one on its stream waits for ever.
+      if (a.pid == b.pid) {
+        return concat("rank ", peer, " and rank ", rank, " are one process on one GPU, and may share a stream");
+      }
+      if (a.is_concurrent != 0 && b.is_concurrent != 0) continue;
       return concat("the processes of rank ", peer, " and rank ", rank, " take turns on one GPU, without MPS");
     }
   }
