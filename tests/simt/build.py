@@ -71,23 +71,44 @@ def run(*command: object) -> None:
         raise RuntimeError(f"{' '.join(map(str, command))}\n{finished.stderr[-8000:]}")
 
 
+Changes = tuple[tuple[str, str], ...]  # from what is there, once, to what comes in its place
+
+# Of the kernels of reductions one alone, float32's sum: all of them take long to compile.
+ONE_KERNEL = (
+    "algo/reduction_kernels.h",
+    (
+        (
+            "call.reduce_op == ReduceOp::premul_sum ? row.scale : "
+            "row.ops[static_cast<int>(call.reduce_op)]",
+            "{Algorithm::template kernel<float, Sum, false>, 1}",
+        ),
+        ("const Row& row = ReduceRows<Device>::kTable[static_cast<int>(call.dtype)];", ""),
+        ("static_assert(ReduceRows<Device>::follows_the_rule());", ""),
+        ("for (const Row& row : ReduceRows<Device>::kTable)", "for (const Row& row : {Row{}})"),
+    ),
+)
+
+
 class Mutant(NamedTuple):
     """A source that is compiled with a mistake in it or in the header of its rounds."""
 
     source: str
     file: str  # both relative to csrc
-    changes: tuple[tuple[str, str], ...]  # from what is right to what is wrong
+    changes: Changes
+    one_kernel: bool = False
 
     def folder(self) -> Path:
-        """Where the file lies with its mistake."""
-        text = (ROOT / "csrc" / self.file).read_text()
-        folder = CACHE / f"mutant-{digest(self, text)}"
-        for right, wrong in self.changes:
-            assert text.count(right) == 1, right
-            text = text.replace(right, wrong)
-        changed = folder / self.file
-        changed.parent.mkdir(parents=True, exist_ok=True)
-        changed.write_text(text)
+        """Where the changed files lie."""
+        edits = ((self.file, self.changes), *((ONE_KERNEL,) if self.one_kernel else ()))
+        texts = [(ROOT / "csrc" / file).read_text() for file, _ in edits]
+        folder = CACHE / f"mutant-{digest(self, edits, *texts)}"
+        for (file, changes), text in zip(edits, texts, strict=True):
+            for right, wrong in changes:
+                assert text.count(right) == 1, right
+                text = text.replace(right, wrong)
+            changed = folder / file
+            changed.parent.mkdir(parents=True, exist_ok=True)
+            changed.write_text(text)
         return folder
 
     def flags(self) -> tuple[str, ...]:

@@ -8,11 +8,15 @@ from tests.simt import build
 from tests.simt.build import Mutant
 from tests.simt.collectives import Group
 from tests.simt.emulator import PLANS, Emulator
+from tests.simt.reductions import Reduction
 from tests.simt.test_encoded import OnDevice, case_of
 from tests.simt.test_move import Maker, check
 
 MOVE = "algo/move_cuda.cu"
 ENCODED = "algo/encoded_cuda.cu"
+TWO_SHOT = "algo/two_shot_cuda.cu"
+ONE_SHOT = "algo/one_shot_cuda.cu"
+RING = "algo/ring_cuda.cu"
 ROUNDS = "algo/rounds.h"
 
 ONE_HALF = (
@@ -94,4 +98,83 @@ def test_another_order_of_summation_is_wrong_bytes(built_emulator: Emulator) -> 
     simt = Emulator(build.library(Mutant(ENCODED, ENCODED, changes)))
     for mode in ("in_kernel", "stepped"):
         assert all_reduce(simt, mode, PLANS[0]) == ([], False), mode
+        simt.release_all()
+
+
+def sums(simt: Emulator, kind: str, mode: str, plan: tuple[str, int]) -> tuple[list[str], bool]:
+    """Several, one after the other."""
+    group = Group(simt, 3, mode, num_blocks=2, packets_per_box=1264)
+    made = [Reduction(simt, kind, 3, "float32", "sum", count) for count in (5, 700, 64, 300, 700)]
+    reports = group.run([reduction.calls for reduction in made], *plan)
+    return reports, all(passes(reduction.check) for reduction in made)
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "mistake"),
+    [("two_shot", TWO_SHOT, mistake) for mistake in list(IN_ROUNDS)[:4]]
+    + [("ring", RING, "one half for all rounds")],
+)
+def test_a_mistake_in_the_rounds_of_a_reduction_is_found(
+    built_emulator: Emulator, kind: str, source: str, mistake: str
+) -> None:
+    simt = Emulator(build.library(Mutant(source, ROUNDS, IN_ROUNDS[mistake], one_kernel=True)))
+    races = 0
+    for plan in PLANS:
+        reports, right = sums(simt, kind, "in_kernel", plan)
+        assert is_race(reports) or not right, plan
+        races += is_race(reports)
+        simt.release_all()
+    assert races > len(PLANS) / 2
+
+
+LOAD = "load_relaxed_system(packet(rank_, rank, item, k))"
+STORE = "store_relaxed_system(packet(peer, rank_, item, k), make_packet(data[k], epoch_))"
+IN_PACKETS = {
+    "a plain load": (LOAD, "*packet(rank_, rank, item, k)"),
+    "a plain store": (STORE, "*packet(peer, rank_, item, k) = make_packet(data[k], epoch_)"),
+    "any epoch is taken": ("if (epoch_of(packets[i][k]) != epoch_) missing = rank;", ""),
+    "the epoch is counted while others read it": (
+        "__syncthreads_or(!shot.sum()) != 0",
+        "!shot.sum()",
+    ),
+    "one half for all calls": ("static_cast<int>(epoch_ & 1u)", "0"),
+}
+
+
+@pytest.mark.parametrize("mistake", IN_PACKETS)
+def test_a_mistake_in_packets_is_found(built_emulator: Emulator, mistake: str) -> None:
+    mutant = Mutant(ONE_SHOT, ONE_SHOT, (IN_PACKETS[mistake],), one_kernel=True)
+    simt = Emulator(build.library(mutant))
+    found = 0
+    for plan in PLANS:
+        reports, right = sums(simt, "one_shot", "in_kernel", plan)
+        found += is_race(reports) or not right
+        simt.release_all()
+    # A single half is overwritten only where somebody is late enough.
+    assert found > (0 if mistake == "one half for all calls" else len(PLANS) / 2)
+
+
+IN_STEPS = {
+    "two_shot": (TWO_SHOT, "shots.collect(round / 2 - 1)", "shots.collect(round / 2)"),
+    "ring": (RING, "2 * world_size_ - 1 - hop", "2 * world_size_ - 2 - hop"),
+}
+
+
+@pytest.mark.parametrize("kind", IN_STEPS)
+def test_a_step_of_another_chunk_is_wrong_bytes(built_emulator: Emulator, kind: str) -> None:
+    source, *change = IN_STEPS[kind]
+    simt = Emulator(build.library(Mutant(source, source, (tuple(change),), one_kernel=True)))
+    for mode in ("in_kernel", "stepped"):
+        assert not sums(simt, kind, mode, PLANS[0])[1], mode
+        simt.release_all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "source"), [("two_shot", TWO_SHOT), ("one_shot", ONE_SHOT), ("ring", RING)]
+)
+def test_one_kernel_alone_is_right(built_emulator: Emulator, kind: str, source: str) -> None:
+    """What mutants are made of."""
+    simt = Emulator(build.library(Mutant(source, source, (), one_kernel=True)))
+    for plan in PLANS:
+        assert sums(simt, kind, "in_kernel", plan) == ([], True), plan
         simt.release_all()
