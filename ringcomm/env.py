@@ -159,6 +159,20 @@ VARIABLES: dict[str, Variable] = {
             at_least=4,
         ),
         Variable(
+            "RINGCOMM_CUDA_MODE",
+            "str",
+            "auto",
+            "how collectives of arrays on GPUs run (auto: in_kernel if the GPUs can, else stepped, else host)",
+            choices=("auto", "in_kernel", "stepped", "host"),
+        ),
+        Variable(
+            "RINGCOMM_CUDA_SLAB_MIB",
+            "int",
+            32,
+            "MiB of GPU memory per rank that peers write into",
+            at_least=1,
+        ),
+        Variable(
             "RINGCOMM_DEVICE",
             "str",
             None,
@@ -232,7 +246,9 @@ def get(name: Literal["TORCHELASTIC_USE_AGENT_STORE"]) -> bool: ...
 @overload
 def get(name: Literal["TORCHELASTIC_RESTART_COUNT"]) -> int: ...
 @overload
-def get(name: Literal["RINGCOMM_DEBUG"]) -> str: ...
+def get(name: Literal["RINGCOMM_DEBUG", "RINGCOMM_CUDA_MODE"]) -> str: ...
+@overload
+def get(name: Literal["RINGCOMM_CUDA_SLAB_MIB"]) -> int: ...
 @overload
 def get(
     name: Literal[

@@ -6,32 +6,33 @@
 
 namespace ringcomm {
 
-// num_bytes is a multiple of kElemBytes, and so are the addresses; where they are multiples of 16, it goes 16 bytes at
-// a time. Of `to` and `from`, which do not overlap, all threads see what was there before the copy began.
+// By a block of kCollectiveThreads. num_bytes is a multiple of kElemBytes, and so are the addresses; where they are
+// multiples of 16, it goes 16 bytes at a time. `to` and `from` do not overlap.
 template <int kElemBytes>
 __device__ __forceinline__ void copy_by_block(void* to, const void* from, int64_t num_bytes) {
   using Vector = VectorWord<kVectorBytes>::Type;
   using Element = typename VectorWord<kElemBytes>::Type;
   constexpr int kInFlight = 4;  // loads of a thread before it stores
   const int64_t thread = threadIdx.x;
-  const int64_t num_threads = blockDim.x;
   const bool aligned = is_aligned(to, kVectorBytes) && is_aligned(from, kVectorBytes);
   const int64_t num_vectors = aligned ? num_bytes / kVectorBytes : 0;
-  const Vector* const vectors_from = static_cast<const Vector*>(from);
-  Vector* const vectors_to = static_cast<Vector*>(to);
   int64_t i = thread;
-  for (; i + (kInFlight - 1) * num_threads < num_vectors; i += kInFlight * num_threads) {
+#pragma unroll 1
+  for (; i + (kInFlight - 1) * kCollectiveThreads < num_vectors; i += kInFlight * kCollectiveThreads) {
+    const Vector* const vectors_from = static_cast<const Vector*>(from) + i;
+    Vector* const vectors_to = static_cast<Vector*>(to) + i;
     Vector vectors[kInFlight];
 #pragma unroll
-    for (int k = 0; k < kInFlight; ++k) vectors[k] = vectors_from[i + k * num_threads];
+    for (int k = 0; k < kInFlight; ++k) vectors[k] = vectors_from[k * kCollectiveThreads];
 #pragma unroll
-    for (int k = 0; k < kInFlight; ++k) vectors_to[i + k * num_threads] = vectors[k];
+    for (int k = 0; k < kInFlight; ++k) vectors_to[k * kCollectiveThreads] = vectors[k];
   }
-  for (; i < num_vectors; i += num_threads) vectors_to[i] = vectors_from[i];
-  const Element* const elements_from = static_cast<const Element*>(from);
-  Element* const elements_to = static_cast<Element*>(to);
-  for (int64_t k = num_vectors * (kVectorBytes / kElemBytes) + thread; k < num_bytes / kElemBytes; k += num_threads) {
-    elements_to[k] = elements_from[k];
+#pragma unroll 1
+  for (; i < num_vectors; i += kCollectiveThreads) static_cast<Vector*>(to)[i] = static_cast<const Vector*>(from)[i];
+  const int64_t num_elems = num_bytes / kElemBytes;
+#pragma unroll 1
+  for (i = num_vectors * (kVectorBytes / kElemBytes) + thread; i < num_elems; i += kCollectiveThreads) {
+    static_cast<Element*>(to)[i] = static_cast<const Element*>(from)[i];
   }
 }
 

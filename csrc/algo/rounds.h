@@ -16,14 +16,16 @@ __device__ __forceinline__ bool epoch_reached(uint32_t value, uint32_t target) {
   return static_cast<int32_t>(value - target) >= 0;
 }
 
-// Polls until condition() holds; false if the group was aborted, or if `late_rank` did not come in time, which is
-// reported then. By one thread; the others of the block learn of it at the next block barrier.
-template <typename Condition>
-__device__ __forceinline__ bool wait_until(const GroupView& group, int late_rank, Condition condition) {
+// Polls until missing(), which returns a rank that has not come yet, returns -1. False if the group was aborted, or if
+// the rank did not come in time, which is reported then. By one thread; the others of the block learn of it at the next
+// block barrier.
+template <typename Missing>
+__device__ __forceinline__ bool wait_until_none(const GroupView& group, Missing missing) {
   constexpr int kPollsPerCheck = 64;
   uint64_t deadline = 0;
   for (int polls = 0;; ++polls) {
-    if (condition()) return true;
+    const int late_rank = missing();
+    if (late_rank < 0) return true;
     if (polls % kPollsPerCheck != kPollsPerCheck - 1) continue;
     if (load_relaxed_system(&group.watch->abort) != 0 || load_relaxed_system(&group.watch->late_rank) != 0) {
       return false;
@@ -67,14 +69,16 @@ class RoundsOfBlock {
       store_release_system(&line(thread)->arrived[group_.rank], epoch_);
       const uint32_t* const theirs = &line(group_.rank)->arrived[thread];
       const uint32_t target = epoch_;
-      failed = !wait_until(group_, thread, [=] { return epoch_reached(load_acquire_system(theirs), target); });
+      failed = !wait_until_none(
+          group_, [=] { return epoch_reached(load_acquire_system(theirs), target) ? -1 : thread; });
     }
     return __syncthreads_or(failed) == 0;
   }
 
   // After the last round; by all threads of the block.
   __device__ __forceinline__ void finish() {
-    if (rounds_.in_kernel && threadIdx.x == 0) line(group_.rank)->epoch = epoch_;
+    // After a single round nothing has changed, and no barrier has passed since the others read it.
+    if (rounds_.in_kernel && threadIdx.x == 0 && rounds_.end - rounds_.begin > 1) line(group_.rank)->epoch = epoch_;
   }
 
  private:

@@ -20,8 +20,9 @@ RC_HD constexpr int64_t ceil_div(int64_t value, int64_t divisor) { return (value
 RC_HD constexpr int64_t round_up(int64_t value, int64_t multiple) { return ceil_div(value, multiple) * multiple; }
 RC_HD constexpr int64_t round_down(int64_t value, int64_t multiple) { return value / multiple * multiple; }
 
-// std::min, which kernels cannot call.
+// std::min and std::max, which kernels cannot call.
 RC_HD constexpr int64_t at_most(int64_t value, int64_t limit) { return value < limit ? value : limit; }
+RC_HD constexpr int64_t at_least(int64_t value, int64_t limit) { return value > limit ? value : limit; }
 
 // The elements of [0, num_elems) that `rank` owns. Equal chunks in multiples of `granule` elements
 // (the last ones may be short or empty), so chunk borders never cut a codec block or a cache line.

@@ -61,6 +61,26 @@ __device__ __forceinline__ void store_vector(void* to, const T (&elements)[kCoun
   for (int i = 0; i < kBytes / kAccess; ++i) static_cast<Word*>(to)[i] = words[i];
 }
 
+// Elements [begin, begin + kCount) of an array of num_elems, in one piece if `vector` says that none are missing and
+// the address allows it. A load puts zeros for those past the end, a store leaves them out.
+template <typename T, int kCount>
+__device__ __forceinline__ void load_run(const T* array, int64_t begin, int64_t num_elems, bool vector,
+                                         T (&run)[kCount]) {
+  if (vector) return load_vector(array + begin, run);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) run[i] = begin + i < num_elems ? array[begin + i] : T{};
+}
+
+template <typename T, int kCount>
+__device__ __forceinline__ void store_run(T* array, int64_t begin, int64_t num_elems, bool vector,
+                                          const T (&run)[kCount]) {
+  if (vector) return store_vector(array + begin, run);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    if (begin + i < num_elems) array[begin + i] = run[i];
+  }
+}
+
 // 16 bits at any address, little endian.
 __device__ __forceinline__ uint16_t load_two_bytes(const uint8_t* from) {
   return static_cast<uint16_t>(from[0] | from[1] << 8);

@@ -159,8 +159,12 @@ const rc_table kTable = {
         if (const std::optional<Error> fault = communicator(comm)->fault()) throw *fault;
       });
     },
-    [](rc_comm*) -> rc_device_mode { return RC_DEVICE_NONE; },
-    [](rc_comm*, rc_error*) -> rc_status { return RC_OK; },
+    [](rc_comm* comm) -> rc_device_mode {
+      const std::shared_ptr<DeviceGroup> devices = communicator(comm)->devices();
+      if (!devices) return RC_DEVICE_NONE;
+      return devices->queues() ? RC_DEVICE_QUEUES : RC_DEVICE_BLOCKS;
+    },
+    [](rc_comm* comm, rc_error* error) { return guarded(error, [&] { communicator(comm)->synchronize(); }); },
 };
 
 }  // namespace

@@ -1,26 +1,13 @@
-// Codecs int8 and int4 (wire/codec_format.h) on CUDA; the arithmetic is that of block_quantize_math.h.
-//
-// Neighbouring lanes of a warp share a block. Each of them holds two runs of kRun elements, 16 bytes of the array each:
-// one of the first 16 elements of the block and the one that lies 16 elements later, with which int4 shares bytes.
-// float32: 4 lanes hold 4 + 4 elements; 16-bit types: 2 lanes hold 8 + 8. Memory is passed over once.
+// Codecs int8 and int4 (wire/codec_format.h) on CUDA. A run is 16 bytes of the array (block_quantize_device.h): memory
+// is passed over once.
 #include "base/element.h"
-#include "base/launch.h"
-#include "base/vector_access.h"
-#include "codec/block_quantize_math.h"
+#include "codec/block_quantize_device.h"
 #include "codec/kernels_cuda.h"
 
 namespace ringcomm::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kHalfBlock = kBlockElems / 2;
-constexpr unsigned kAllLanes = 0xFFFFFFFFu;
-
-template <typename T>
-struct Shares {
-  static constexpr int kRun = kVectorBytes / static_cast<int>(sizeof(T));
-  static constexpr int kLanes = kHalfBlock / kRun;  // that share a block
-};
 
 template <int kBits>
 constexpr CodecId kCodec = kBits == 8 ? CodecId::int8 : CodecId::int4;
@@ -29,25 +16,6 @@ constexpr CodecId kCodec = kBits == 8 ? CodecId::int8 : CodecId::int4;
 template <typename... Pointers>
 int64_t vector_blocks(int64_t num_elems, Pointers... pointers) {
   return (is_aligned(pointers, kVectorBytes) && ...) ? num_elems / kBlockElems : 0;
-}
-
-// kRun elements from `begin` on, zeros past the end of the array.
-template <typename T, int kRun>
-__device__ __forceinline__ void load_run(const T* array, int64_t begin, int64_t num_elems, bool vector,
-                                         T (&run)[kRun]) {
-  if (vector) return load_vector(array + begin, run);
-#pragma unroll
-  for (int i = 0; i < kRun; ++i) run[i] = begin + i < num_elems ? array[begin + i] : T{};
-}
-
-template <typename T, int kRun>
-__device__ __forceinline__ void store_run(T* array, int64_t begin, int64_t num_elems, bool vector,
-                                          const T (&run)[kRun]) {
-  if (vector) return store_vector(array + begin, run);
-#pragma unroll
-  for (int i = 0; i < kRun; ++i) {
-    if (begin + i < num_elems) array[begin + i] = run[i];
-  }
 }
 
 template <int kRun>
@@ -79,51 +47,11 @@ __device__ __forceinline__ void load_values(const EncodeArgs& args, int64_t begi
 }
 
 template <int kRun>
-__device__ __forceinline__ uint32_t largest_magnitude(const float (&values)[kRun], uint32_t largest) {
-#pragma unroll
-  for (int i = 0; i < kRun; ++i) {
-    const uint32_t magnitude = magnitude_bits(values[i]);
-    largest = magnitude > largest ? magnitude : largest;
-  }
-  return largest;
-}
-
-template <int kBits, bool kStochastic, int kRun>
-__device__ __forceinline__ void quantize(const float (&values)[kRun], float inverse, RandomKey key, uint32_t index,
-                                         float (&codes)[kRun]) {
-#pragma unroll
-  for (int i = 0; i < kRun; ++i) {
-    codes[i] = kStochastic
-                   ? stochastic_code<kBits>(values[i], inverse, uniform_of(key, index + static_cast<uint32_t>(i)))
-                   : nearest_code(values[i], inverse);
-  }
-}
-
-template <int kRun>
 __device__ __forceinline__ void store_residual(const EncodeArgs& args, int64_t begin, bool vector,
                                                const float (&values)[kRun], const float (&codes)[kRun], float scale) {
   float residual[kRun];
-#pragma unroll
-  for (int i = 0; i < kRun; ++i) residual[i] = residual_of(values[i], codes[i], scale);
+  residual_run(values, codes, scale, residual);
   store_run(args.residual, begin, args.num_elems, vector, residual);
-}
-
-// The codes of a lane's two runs, to where they belong in the block at `wire`.
-template <int kBits, int kRun>
-__device__ __forceinline__ void store_codes(uint8_t* wire, int offset, bool vector, bool finite,
-                                            const float (&low)[kRun], const float (&high)[kRun]) {
-  uint8_t bytes[kRun];
-#pragma unroll
-  for (int i = 0; i < kRun; ++i) {
-    const uint32_t byte = kBits == 8 ? int8_byte(low[i]) : int4_byte(low[i], high[i]);
-    bytes[i] = static_cast<uint8_t>(byte & mask_if(finite));
-  }
-  store_bytes(wire + offset, vector, bytes);
-  if constexpr (kBits == 8) {
-#pragma unroll
-    for (int i = 0; i < kRun; ++i) bytes[i] = static_cast<uint8_t>(int8_byte(high[i]) & mask_if(finite));
-    store_bytes(wire + kHalfBlock + offset, vector, bytes);
-  }
 }
 
 template <int kBits, bool kStochastic, typename T>
@@ -136,9 +64,7 @@ __global__ void __launch_bounds__(kThreads) encode_kernel(const EncodeArgs args,
   const int offset = lane % kLanes * kRun;  // of the low run in its block
   const int64_t warp = first_item() / kWarpLanes;
   const int64_t step = item_step() / kWarpLanes * kBlocksPerWarp;
-  RandomKey key{};
-  uint32_t key_index_high = 0;
-  bool has_key = false;
+  RandomKeys keys(args.seed, args.step, args.rank);
 
   // Whole warps go round together, because their lanes exchange values: those past the end hold zeros.
   for (int64_t first = warp * kBlocksPerWarp; first < layout.num_blocks; first += step) {
@@ -149,39 +75,36 @@ __global__ void __launch_bounds__(kThreads) encode_kernel(const EncodeArgs args,
     load_values<T>(args, begin, vector, low);
     load_values<T>(args, begin + kHalfBlock, vector, high);
 
-    uint32_t absmax_bits = largest_magnitude(high, largest_magnitude(low, 0));
-#pragma unroll
-    for (int distance = kLanes / 2; distance > 0; distance /= 2) {
-      const uint32_t other = __shfl_xor_sync(kAllLanes, absmax_bits, distance);
-      absmax_bits = other > absmax_bits ? other : absmax_bits;
-    }
+    const uint32_t absmax_bits = block_absmax(low, high);
     if (block >= layout.num_blocks) continue;
 
-    const uint16_t wire_scale = scale_of<kBits>(absmax_bits);
-    const float scale = bfloat16_to_float(wire_scale);
-    const float inverse = inverse_scale(scale);
-    const bool finite = is_finite_block(absmax_bits);
-    const uint64_t index = static_cast<uint64_t>(args.first_elem + begin);
-    if (kStochastic && (!has_key || static_cast<uint32_t>(index >> 32) != key_index_high)) {
-      has_key = true;
-      key_index_high = static_cast<uint32_t>(index >> 32);
-      key = random_key(args.seed, args.step, args.rank, key_index_high);
-    }
+    const BlockScale scale = block_scale<kBits>(absmax_bits);
     float low_codes[kRun], high_codes[kRun];
-    quantize<kBits, kStochastic>(low, inverse, key, static_cast<uint32_t>(index), low_codes);
-    quantize<kBits, kStochastic>(high, inverse, key, static_cast<uint32_t>(index) + kHalfBlock, high_codes);
-    store_codes<kBits>(args.wire + block * layout.block_bytes, offset, vector, finite, low_codes, high_codes);
+    if (kStochastic) {
+      const uint64_t index = static_cast<uint64_t>(args.first_elem + begin);
+      const RandomKey key = keys.at(index);
+      quantize_stochastic<kBits>(low, scale.inverse, key, static_cast<uint32_t>(index), low_codes);
+      quantize_stochastic<kBits>(high, scale.inverse, key, static_cast<uint32_t>(index) + kHalfBlock, high_codes);
+    } else {
+      quantize_nearest(low, scale.inverse, low_codes);
+      quantize_nearest(high, scale.inverse, high_codes);
+    }
+    uint8_t low_bytes[kRun], high_bytes[kRun];
+    pack_codes<kBits>(low_codes, high_codes, scale.finite, low_bytes, high_bytes);
+    uint8_t* const codes = args.wire + block * layout.block_bytes + offset;
+    store_bytes(codes, vector, low_bytes);
+    if (kBits == 8) store_bytes(codes + kHalfBlock, vector, high_bytes);
     if (offset == 0) {
       uint8_t* const place = args.wire + layout.scales_offset + block * kScaleBytes;
       if (vector) {
-        *reinterpret_cast<uint16_t*>(place) = wire_scale;
+        *reinterpret_cast<uint16_t*>(place) = scale.wire;
       } else {
-        store_two_bytes(place, wire_scale);
+        store_two_bytes(place, scale.wire);
       }
     }
-    if (args.residual != nullptr && finite) {
-      store_residual(args, begin, vector, low, low_codes, scale);
-      store_residual(args, begin + kHalfBlock, vector, high, high_codes, scale);
+    if (args.residual != nullptr && scale.finite) {
+      store_residual(args, begin, vector, low, low_codes, scale.value);
+      store_residual(args, begin + kHalfBlock, vector, high, high_codes, scale.value);
     }
   }
 }
@@ -214,11 +137,7 @@ __global__ void __launch_bounds__(kThreads)
     load_bytes(codes, vector, low_bytes);
     if (kBits == 8) load_bytes(codes + kHalfBlock, vector, high_bytes);
     float low[kRun], high[kRun];
-#pragma unroll
-    for (int i = 0; i < kRun; ++i) {
-      low[i] = kBits == 8 ? int8_value(low_bytes[i], scale) : int4_low_value(low_bytes[i], scale);
-      high[i] = kBits == 8 ? int8_value(high_bytes[i], scale) : int4_high_value(low_bytes[i], scale);
-    }
+    unpack_codes<kBits>(low_bytes, high_bytes, scale, low, high);
     store_decoded<T, kAdd>(output, begin, num_elems, vector, low);
     store_decoded<T, kAdd>(output, begin + kHalfBlock, num_elems, vector, high);
   }

@@ -1,9 +1,8 @@
 // Codecs bf16 and fp16 on CUDA, and division by a number. A thread takes 16 bytes of the array; what is left over, and
 // all of an array that is not aligned, goes element by element.
-#include "base/element.h"
 #include "base/launch.h"
 #include "base/vector_access.h"
-#include "codec/cast_math.h"
+#include "codec/cast_device.h"
 #include "codec/kernels_cuda.h"
 
 namespace ringcomm::cuda {
@@ -26,31 +25,32 @@ int64_t num_items(int64_t num_elems, int64_t num_runs) { return num_runs > 0 ? n
 template <typename Code, typename T>
 __global__ void __launch_bounds__(kThreads) encode_kernel(const EncodeArgs args, int64_t num_runs) {
   constexpr int kCount = kRun<T>;
+  const bool has_residual = args.residual != nullptr;
   const T* const input = static_cast<const T*>(args.input);
   for (int64_t run = first_item(); run < num_runs; run += item_step()) {
     const int64_t begin = run * kCount;
     T elements[kCount];
     Code codes[kCount];
-    float residual[kCount];
+    float values[kCount], residual[kCount];
     load_vector(input + begin, elements);
-    if (args.residual != nullptr) load_vector(args.residual + begin, residual);
+    if (has_residual) load_vector(args.residual + begin, residual);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      float value = to_float(elements[i]);
-      if (args.residual != nullptr) value += residual[i];
-      codes[i] = from_float<Code>(value);
-      if (args.residual != nullptr) residual[i] = cast_residual(value, to_float(codes[i]), residual[i]);
+      values[i] = to_float(elements[i]);
+      if (has_residual) values[i] += residual[i];
     }
+    cast_run(values, has_residual, codes, residual);
     store_vector(reinterpret_cast<Code*>(args.wire) + begin, codes);
-    if (args.residual != nullptr) store_vector(args.residual + begin, residual);
+    if (has_residual) store_vector(args.residual + begin, residual);
   }
   for (int64_t i = num_runs * kCount + first_item(); i < args.num_elems; i += item_step()) {
-    float value = to_float(input[i]);
-    const float old_residual = args.residual != nullptr ? args.residual[i] : 0.0f;
-    if (args.residual != nullptr) value += old_residual;
-    const Code code = from_float<Code>(value);
-    store_two_bytes(args.wire + i * 2, code.bits);
-    if (args.residual != nullptr) args.residual[i] = cast_residual(value, to_float(code), old_residual);
+    float value[1] = {to_float(input[i])};
+    float residual[1] = {has_residual ? args.residual[i] : 0.0f};
+    if (has_residual) value[0] += residual[0];
+    Code code[1];
+    cast_run(value, has_residual, code, residual);
+    store_two_bytes(args.wire + i * 2, code[0].bits);
+    if (has_residual) args.residual[i] = residual[0];
   }
 }
 

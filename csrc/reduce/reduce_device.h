@@ -65,13 +65,19 @@ __device__ __forceinline__ void combine_runs(Acc (&totals)[kCount], const Acc (&
   for (int i = 0; i < kCount; ++i) totals[i] = Op().combine(totals[i], values[i]);
 }
 
-// As load_run, and multiplied for premul_sum: rounded to T, as cpu::scale does.
+// What premul_sum adds up: rounded to T, as cpu::scale does.
+template <typename T>
+__device__ __forceinline__ T scaled_element(T element, double factor) {
+  return InKernels<T>::store(scaled(InKernels<T>::load(element), factor));
+}
+
 template <typename T, int kCount>
 __device__ __forceinline__ void load_scaled_run(const void* array, int64_t begin, double factor,
                                                 Accumulator<T> (&values)[kCount]) {
-  load_run<T>(array, begin, values);
+  T elements[kCount];
+  load_vector(static_cast<const T*>(array) + begin, elements);
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) values[i] = InKernels<T>::load(InKernels<T>::store(scaled(values[i], factor)));
+  for (int i = 0; i < kCount; ++i) values[i] = InKernels<T>::load(scaled_element(elements[i], factor));
 }
 
 // The part of a device in table.h that is the same for all kernels.

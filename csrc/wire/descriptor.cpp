@@ -15,9 +15,10 @@ std::string describe(const Descriptor& d, uint32_t seq) {
     if (d.region != 0) text += concat(" in symmetric array ", d.region);
     if (d.codec_up != 0 || d.codec_down != 0) {
       text += concat(", codec ids ", int{d.codec_up}, "/", int{d.codec_down});
-      if ((d.codec_flags & 1) != 0) text += " stochastic";
-      if ((d.codec_flags & 2) != 0) text += " with owner_residual";
+      if ((d.flags & kFlagStochastic) != 0) text += " stochastic";
+      if ((d.flags & kFlagOwnerResidual) != 0) text += " with owner_residual";
     }
+    if ((d.flags & kFlagOnDevice) != 0) text += ", on GPUs";
   }
   if (d.tag[0] != 0) {
     text += concat(text.empty() ? "" : ", ", "tag '", std::string(d.tag, strnlen(d.tag, kTagBytes)), "'");

@@ -20,6 +20,7 @@ CACHE = ROOT / "build" / "simt"
 COMPILER = "g++"
 
 KERNELS = (
+    *sorted((ROOT / "csrc" / "algo").glob("*_cuda.cu")),
     *sorted((ROOT / "csrc" / "codec").glob("*_cuda.cu")),
     *sorted((ROOT / "csrc" / "reduce").glob("*_cuda.cu")),
     *sorted((HERE / "kernels").glob("*.cu")),
