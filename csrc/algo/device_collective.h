@@ -53,7 +53,7 @@ struct DeviceCall {
   DevicePart receives[kMostDeviceRanks] = {};
   bool has_parts = false;       // reduce_scatter, all_gather: use sends / receives
   int64_t most_part_elems = 0;  // exchanges: the largest part between any two ranks of the group
-  DeviceCodec codec;              // all_reduce with two_shot; dtype float32, bfloat16 or float16, op sum or avg
+  DeviceCodec codec;            // all_reduce with two_shot; dtype float32, bfloat16 or float16, op sum or avg
 };
 
 // The same on every rank.

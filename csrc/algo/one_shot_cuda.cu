@@ -1,5 +1,5 @@
-// one_shot on GPUs: everyone writes its input to everyone, four bytes at a time, each beside the number of the call; and
-// sums. All_reduce; in-kernel mode only.
+// one_shot on GPUs: everyone writes its input to everyone, four bytes at a time, each beside the number of the call;
+// and sums. All_reduce; in-kernel mode only.
 //
 // Steps       1. write packets to all peers   2. poll the packets of the peers in own memory and sum in rank order
 // Wire bytes  2 (n-1) x input per rank
@@ -57,7 +57,8 @@ class OneShot {
       for (int step = 1; step < world_size_; ++step) {
         const int peer = rank_ + step < world_size_ ? rank_ + step : rank_ + step - world_size_;
 #pragma unroll
-        for (int k = 0; k < kPackets; ++k) store_relaxed_system(packet(peer, rank_, item, k), make_packet(data[k], epoch_));
+        for (int k = 0; k < kPackets; ++k)
+          store_relaxed_system(packet(peer, rank_, item, k), make_packet(data[k], epoch_));
       }
     }
   }
@@ -238,7 +239,7 @@ void launch_one_shot(const DeviceCall& call, const DevicePlan& plan, const Group
                      Stream stream) {
   RC_CHECK(rounds.in_kernel, "one_shot waits inside of the kernel, so it cannot be run in steps; use two_shot");
   const int64_t num_bytes = num_bytes_of(call);
-  const OneShotArgs args{group, call.input, call.output, num_bytes, block_bytes(num_bytes, plan.num_blocks),
+  const OneShotArgs args{group,      call.input, call.output, num_bytes, block_bytes(num_bytes, plan.num_blocks),
                          call.factor};
   const LaunchShape shape{dim3(static_cast<unsigned>(plan.num_blocks)), dim3(kCollectiveThreads), 0};
   launch(Kernels::kName, shape, stream, ReductionKernels<Kernels>::of(call).kernel, args);

@@ -2,8 +2,8 @@
 //
 // Steps       a block owns a slice of every chunk and cuts it into pieces; for each, n-1 rounds in which a rank adds
 //             its own values to the partial sums from its left neighbour and writes them to the right (rank r begins
-//             chunk r-1; rank c ends chunk c), one of which writes the sum; then n-1 in which it passes sums on. The last
-//             of them, which only reads, is also the first of the next piece.
+//             chunk r-1; rank c ends chunk c), one of which writes the sum; then n-1 in which it passes sums on. The
+//             last of them, which only reads, is also the first of the next piece.
 // Wire bytes  2 (n-1)/n x input per rank (16-bit types send float32 partial sums: 3 (n-1)/n)
 // Scratch     the boxes of the neighbours
 // Ordering    algo/rounds.h: all ranks wait for all, not only for the neighbours, in spite of what that costs: it
@@ -40,10 +40,7 @@ template <typename T, typename Op, bool kScales>
 class Ring {
  public:
   __device__ __forceinline__ Ring(const RingArgs& args, const RoundsOfBlock& block)
-      : args_(args),
-        block_(block),
-        rank_(args.group.rank),
-        world_size_(args.group.layout.world_size) {}
+      : args_(args), block_(block), rank_(args.group.rank), world_size_(args.group.layout.world_size) {}
 
   __device__ __forceinline__ void run(int64_t round) const {
     const int64_t piece = round / rounds_of_piece(world_size_);
@@ -80,7 +77,8 @@ class Ring {
     const int num_runs = aligned ? num_elems / kRun<T> : 0;
     const int thread = static_cast<int>(threadIdx.x);
 #pragma unroll 1
-    for (int run = thread; run < num_runs; run += kCollectiveThreads) add_run<kRun<T>>(hop, input, output, run * kRun<T>);
+    for (int run = thread; run < num_runs; run += kCollectiveThreads)
+      add_run<kRun<T>>(hop, input, output, run * kRun<T>);
 #pragma unroll 1
     for (int i = num_runs * kRun<T> + thread; i < num_elems; i += kCollectiveThreads) add_run<1>(hop, input, output, i);
   }
@@ -149,7 +147,8 @@ int64_t longest_chunk(const DeviceCall& call, const DeviceLayout& layout) {
 
 // Partial sums may be wider than the array's elements.
 Slices slices_of(const DeviceCall& call, const DeviceLayout& layout, int num_blocks) {
-  const int64_t widening = static_cast<int64_t>(dtype_size(cpu::accumulator_dtype(call.dtype)) / dtype_size(call.dtype));
+  const int64_t widening =
+      static_cast<int64_t>(dtype_size(cpu::accumulator_dtype(call.dtype)) / dtype_size(call.dtype));
   return Slices(longest_chunk(call, layout), num_blocks, layout.box_bytes / widening);
 }
 

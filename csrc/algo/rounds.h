@@ -69,8 +69,8 @@ class RoundsOfBlock {
       store_release_system(&line(thread)->arrived[group_.rank], epoch_);
       const uint32_t* const theirs = &line(group_.rank)->arrived[thread];
       const uint32_t target = epoch_;
-      failed = !wait_until_none(
-          group_, [=] { return epoch_reached(load_acquire_system(theirs), target) ? -1 : thread; });
+      failed =
+          !wait_until_none(group_, [=] { return epoch_reached(load_acquire_system(theirs), target) ? -1 : thread; });
     }
     return __syncthreads_or(failed) == 0;
   }

@@ -41,10 +41,7 @@ template <typename T, typename Op, bool kScales>
 class TwoShot {
  public:
   __device__ __forceinline__ TwoShot(const TwoShotArgs& args, const RoundsOfBlock& block)
-      : args_(args),
-        block_(block),
-        rank_(args.group.rank),
-        world_size_(args.group.layout.world_size) {}
+      : args_(args), block_(block), rank_(args.group.rank), world_size_(args.group.layout.world_size) {}
 
   __device__ __forceinline__ void push(int64_t piece) const {
     for (int step = 1; step < world_size_; ++step) {

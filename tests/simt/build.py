@@ -7,10 +7,12 @@ so a second session compiles nothing.
 import functools
 import hashlib
 import os
+import shutil
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -69,21 +71,51 @@ def run(*command: object) -> None:
         raise RuntimeError(f"{' '.join(map(str, command))}\n{finished.stderr[-8000:]}")
 
 
-def compiled(source: Path) -> Path:
-    key = digest(surroundings(), COMPILER, flags(source), source.read_text())
+class Mutant(NamedTuple):
+    """A source that is compiled with a mistake in it or in the header of its rounds."""
+
+    source: str
+    file: str  # both relative to csrc
+    changes: tuple[tuple[str, str], ...]  # from what is right to what is wrong
+
+    def folder(self) -> Path:
+        """Where the file lies with its mistake."""
+        text = (ROOT / "csrc" / self.file).read_text()
+        folder = CACHE / f"mutant-{digest(self, text)}"
+        for right, wrong in self.changes:
+            assert text.count(right) == 1, right
+            text = text.replace(right, wrong)
+        changed = folder / self.file
+        changed.parent.mkdir(parents=True, exist_ok=True)
+        changed.write_text(text)
+        return folder
+
+    def flags(self) -> tuple[str, ...]:
+        # Under a name of its own, so that the linker does not take the right form for the wrong one.
+        return (f"-I{self.folder()}", "-DRoundsOfBlock=BrokenRoundsOfBlock")
+
+
+def compiled(source: Path, mutant: Mutant | None = None) -> Path:
+    how = flags(source)
+    if mutant is not None and source == ROOT / "csrc" / mutant.source:
+        how = (*mutant.flags(), *how)
+        if mutant.file == mutant.source:
+            source = mutant.folder() / mutant.file
+    key = digest(surroundings(), COMPILER, how, source.read_text())
     target = CACHE / f"{source.stem}-{key}.o"
     if not target.exists():
         partial = target.with_suffix(f".{os.getpid()}.o")
-        run(COMPILER, *flags(source), "-c", source, "-o", partial)
+        run(COMPILER, *how, "-c", source, "-o", partial)
         partial.replace(target)
     return target
 
 
-def library() -> Path:
+def library(mutant: Mutant | None = None) -> Path:
     """The path of the shared library, built if need be."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        objects = list(pool.map(compiled, (*KERNELS, *HOST, *EMULATOR)))
+        sources = (*KERNELS, *HOST, *EMULATOR)
+        objects = list(pool.map(lambda source: compiled(source, mutant), sources))
     target = CACHE / f"simt-{digest(*objects)}.so"
     if not target.exists():
         partial = target.with_suffix(f".{os.getpid()}.so")
@@ -97,4 +129,7 @@ def forget_old(in_use: set[Path]) -> None:
     """Removes what is a day old and not part of this build."""
     for path in CACHE.iterdir():
         if path not in in_use and path.stat().st_mtime < time.time() - 86400:
-            path.unlink(missing_ok=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)

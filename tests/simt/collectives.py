@@ -86,13 +86,15 @@ class Group:
         self.simt = simt
         self.mode = mode
         self.epoch = first_epoch
-        self.views = []
+        self.views: list[View] = []
+        self.watches: list[Array] = []
         for rank in range(world_size):
             view = View(world_size=world_size, num_blocks=num_blocks, box_bytes=box_bytes)
             view.packets_per_box = packets_per_box
             view.rank = rank
             view.timeout_ns = 10**6
-            view.watch = address(simt.array(np.zeros(64, np.uint8), f"watch of rank {rank}"))
+            self.watches.append(simt.array(np.zeros(16, np.uint32), f"watch of rank {rank}"))
+            view.watch = address(self.watches[rank])
             self.views.append(view)
         simt.library.simt_slab_bytes.restype = ctypes.c_int64
         num_bytes = simt.library.simt_slab_bytes(ctypes.byref(self.views[0]))
@@ -106,6 +108,10 @@ class Group:
     @property
     def world_size(self) -> int:
         return len(self.views)
+
+    def late_ranks(self) -> list[int]:
+        """DeviceWatch::late_rank of every rank that takes part."""
+        return [int(self.watches[view.rank][1]) for view in self.views]
 
     def plan(self, calls: Sequence[Call]) -> tuple[int, int]:
         """Rounds and blocks, which all ranks agree on."""

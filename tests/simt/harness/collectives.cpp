@@ -1,6 +1,6 @@
 // Collectives of csrc/algo as C functions for ctypes. Structures have fields of 8 bytes only; their twins are in
 // tests/simt/collectives.py.
-#include "algo/device_kernels.h"
+#include "algo/device_collective.h"
 #include "simt/export.h"
 
 using namespace ringcomm;
@@ -78,8 +78,14 @@ DeviceLayout layout_of(const TestGroup& group) {
                       group.packets_per_box};
 }
 
-const cuda::CollectiveKernels& kernels_of(const DeviceCall& call) {
-  return call.codec.up != CodecId::none ? cuda::encoded_kernels() : cuda::move_kernels();
+GroupView view_of(const TestGroup& group) {
+  GroupView view{};
+  for (int rank = 0; rank < kMostDeviceRanks; ++rank) view.slabs[rank] = group.slabs[rank];
+  view.watch = group.watch;
+  view.timeout_ns = group.timeout_ns;
+  view.layout = layout_of(group);
+  view.rank = static_cast<int>(group.rank);
+  return view;
 }
 
 }  // namespace
@@ -89,7 +95,8 @@ SIMT_EXPORT int64_t simt_slab_bytes(const TestGroup* group) { return layout_of(*
 SIMT_EXPORT int simt_plan(const TestCall* given, const TestGroup* group, int64_t* num_rounds, int64_t* num_blocks) {
   return simt::guarded([&] {
     const DeviceCall call = call_of(*given);
-    const DevicePlan plan = kernels_of(call).plan(call, layout_of(*group));
+    cuda::check_collective(call, layout_of(*group));
+    const DevicePlan plan = cuda::plan_collective(call, layout_of(*group));
     *num_rounds = plan.num_rounds;
     *num_blocks = plan.num_blocks;
   });
@@ -100,14 +107,21 @@ SIMT_EXPORT int simt_collective(const TestCall* given, const TestGroup* group, i
                                 int64_t in_kernel, uint64_t epoch, CUstream_st* stream) {
   return simt::guarded([&] {
     const DeviceCall call = call_of(*given);
-    GroupView view{};
-    for (int rank = 0; rank < kMostDeviceRanks; ++rank) view.slabs[rank] = group->slabs[rank];
-    view.watch = group->watch;
-    view.timeout_ns = group->timeout_ns;
-    view.layout = layout_of(*group);
-    view.rank = static_cast<int>(group->rank);
-    const DevicePlan plan = kernels_of(call).plan(call, view.layout);
+    const GroupView view = view_of(*group);
+    const DevicePlan plan = cuda::plan_collective(call, view.layout);
     const DeviceRounds rounds{begin, end, in_kernel != 0, static_cast<uint32_t>(epoch)};
-    kernels_of(call).launch(call, plan, view, rounds, stream);
+    cuda::launch_collective(call, plan, view, rounds, stream);
   });
+}
+
+SIMT_EXPORT int simt_format(const TestGroup* group, CUstream_st* stream) {
+  return simt::guarded([&] { cuda::launch_format(view_of(*group), stream); });
+}
+
+// The first element, and the one after the last.
+SIMT_EXPORT void simt_encoded_sums_of(int64_t rank, int64_t num_elems, int64_t world_size, int64_t* begin,
+                                      int64_t* end) {
+  const Range range = cuda::encoded_sums_of(static_cast<int>(rank), num_elems, static_cast<int>(world_size));
+  *begin = range.begin;
+  *end = range.end;
 }
