@@ -109,7 +109,9 @@ BODIES: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
 
 
 @pytest.mark.parametrize("number", range(len(BODIES)), ids=lambda n: f"{BODIES[n][0].__name__}-{n}")
-@pytest.mark.parametrize(("mode", "world_size"), [("in_kernel", 2), ("in_kernel", 4), ("stepped", 3), ("host", 2)])
+@pytest.mark.parametrize(
+    ("mode", "world_size"), [("in_kernel", 2), ("in_kernel", 4), ("stepped", 3), ("host", 2)]
+)
 def test_gpus_give_the_oracles_bits(pools: Pools, mode: str, world_size: int, number: int) -> None:
     body, args = BODIES[number]
     pools(mode).run(world_size, settled, mode, body, *args)
