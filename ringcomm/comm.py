@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -87,7 +88,7 @@ class Communicator:
     - in_kernel: GPUs that reach each other's memory and run at the same time. Calls return when they are
       queued, and may be captured into a CUDA graph; :meth:`synchronize` waits for the GPU. A failure ends
       kernels that wait, too; what they write is undefined, and the next call raises.
-    - stepped: several processes take turns on one GPU. Calls block until they are done.
+    - stepped: several ranks share a GPU, without MPS. Calls block until they are done.
     - host: GPUs that do not reach each other. Calls go through host memory and block.
 
     Attributes:
@@ -96,6 +97,7 @@ class Communicator:
         name: Of the group, as it appears in errors.
         timeout: The deadline of every call, in seconds.
         device: ``"cuda:<index>"`` once the communicator has been set up for arrays on GPUs, else None.
+        device_mode: ``"in_kernel"``, ``"stepped"`` or ``"host"``, likewise.
     """
 
     def __init__(
@@ -646,7 +648,7 @@ class Communicator:
         if name is None:
             name = f"{self.name}/{group}".encode()[-64:].decode(errors="ignore")
         group_name(name)
-        rows = self.all_gather(np.array([group is not None, group or 0, order]), tag="split colors")
+        rows = self._gather(np.array([group is not None, group or 0, order]), "split colors")
         members = [
             other
             for _, other in sorted((int(rows[r, 2]), r) for r in range(self.world_size))
@@ -798,7 +800,7 @@ class Communicator:
             plan = self._devices.explain(op, num_bytes, compress)
             if plan is not None:
                 return plan
-        return choose(
+        plan = choose(
             op,
             num_bytes,
             self.world_size,
@@ -807,6 +809,9 @@ class Communicator:
             self._limits,
             symmetric,
         )
+        if on_device is not False and self._devices.mode == "host":
+            plan = replace(plan, reason=f"on GPUs, through the host: {plan.reason}")
+        return plan
 
     def use_device(self, device: Any) -> None:
         """Sets the communicator up for arrays on a GPU now, not when the first one comes; collective.
@@ -836,6 +841,10 @@ class Communicator:
     @property
     def device(self) -> str | None:
         return self._devices.name
+
+    @property
+    def device_mode(self) -> str | None:
+        return self._devices.mode
 
     def stats(self) -> dict[str, dict[str, float]]:
         """Counters per operation since :func:`ringcomm.init`, or the last :meth:`reset_stats`.
@@ -885,7 +894,7 @@ class Communicator:
         Raises:
             As :meth:`all_reduce`: also what a kernel found since the last call.
         """
-        self._core.synchronize()
+        self._devices.synchronize()
 
     # -- the end --
 
@@ -986,6 +995,13 @@ class Communicator:
             out = empty_like(x, (rows // self.world_size, *rest))
         return out, source, output(out, source.views[0], source.spans[self.rank][1])
 
+    def _gather(self, row: Any, tag: str) -> Any:
+        """all_gather of a NumPy array for what this module does itself: the values are there on return."""
+        rows = self.all_gather(row, tag=tag)
+        if self._devices.host != "cpu":
+            self.synchronize()
+        return rows
+
     def _works_on_device(self, on_device: bool | None) -> bool:
         if on_device and self.device is None:
             raise UsageError(
@@ -994,6 +1010,7 @@ class Communicator:
         return self.device is not None if on_device is None else on_device
 
     def _result(self, core: Any, value: Any, finish: Any, keep: Sequence[ArrayView]) -> Any:
+        finish = self._devices.after_call(keep, finish)
         if core is not None:
             with self._pending_lock:
                 while self._pending and self._pending[0][0].done():  # calls finish in order

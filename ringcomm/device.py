@@ -12,7 +12,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,7 @@ class Devices:
     def __init__(self, comm: Any) -> None:
         self._comm = comm
         self._group: Any = None
+        self._kept: list[Sequence[ArrayView]] = []  # memory of calls that may be queued
         self._hosts_are_simt = False  # arrays of the host are those of the emulated GPU
         self.name: str | None = None
 
@@ -80,7 +81,7 @@ class Devices:
         """The device of arrays that are the CPU's business."""
         return "" if self._hosts_are_simt else _CPU
 
-    def place(self, arrays: Iterable[ArrayView]) -> int | None:
+    def place(self, arrays: Sequence[ArrayView]) -> int | None:
         """Where a call runs: None on the CPU, else the stream in whose order its arrays are used.
 
         Collective for the first arrays on a GPU.
@@ -109,6 +110,31 @@ class Devices:
         if array.kind == "dlpack" or self._hosts_are_simt:
             return array.stream
         return view(array.owner, writable=False).stream
+
+    def after_call(
+        self, arrays: Sequence[ArrayView], finish: Callable[[], None] | None
+    ) -> Callable[[], None] | None:
+        """``finish``, which copies a temporary array back, in the order of the call.
+
+        Libraries of GPUs free memory and copy arrays in the order of a stream. NumPy does not.
+        """
+        if not self._hosts_are_simt:
+            return finish
+        self._kept.append(arrays)
+        if finish is None:
+            return None
+
+        def wait_and_finish() -> None:
+            self.synchronize()
+            finish()
+
+        return wait_and_finish
+
+    def synchronize(self) -> None:
+        """See :meth:`ringcomm.comm.Communicator.synchronize`."""
+        num_kept = len(self._kept)
+        self._comm._core.synchronize()
+        del self._kept[:num_kept]
 
     # -- messages, which go through the host --
 
@@ -248,7 +274,7 @@ def _from_all(comm: Any, what: str, make: Callable[[], bytes]) -> list[bytes]:
     row[: _LENGTH_BYTES + len(said)] = np.frombuffer(
         len(said).to_bytes(_LENGTH_BYTES, "little") + said, np.uint8
     )
-    rows = [bytes(one) for one in comm.all_gather(row, tag=what)]
+    rows = [bytes(one) for one in comm._gather(row, what)]
     answers = [
         one[_LENGTH_BYTES : _LENGTH_BYTES + int.from_bytes(one[:_LENGTH_BYTES], "little")]
         for one in rows

@@ -38,7 +38,7 @@ def store_among(comm: Any, members: list[int], what: str) -> Iterator[TCPStore |
                 port = server.port
             except (OSError, RuntimeError):  # the others must not wait for it
                 port = -1
-        ports = comm.all_gather(np.array([port]), tag=f"{what} ports")
+        ports = comm._gather(np.array([port]), f"{what} ports")
         if len(members) < 2:
             yield None
             return

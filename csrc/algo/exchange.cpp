@@ -78,7 +78,8 @@ class Exchange {
   };
 
   ExchangeLayout layout_of(int rank) {
-    return ExchangeLayout(counts_of(group_, rank).sends, elem_bytes_, rank, world_size_, inline_bytes_, group_.buffer_bytes());
+    return ExchangeLayout(counts_of(group_, rank).sends, elem_bytes_, rank, world_size_, inline_bytes_,
+                          group_.buffer_bytes());
   }
   // Where `rank` puts a segment of what it sends.
   uint8_t* place(int rank, bool is_inline, int64_t segment) {

@@ -24,6 +24,7 @@ constexpr uint32_t step_after(int64_t round) { return static_cast<uint32_t>(roun
 
 int64_t elem_bytes_of(const Collective& call) { return static_cast<int64_t>(dtype_size(call.dtype)); }
 
+// most_part_elems: as far as this rank knows.
 DeviceCall device_call_of(const Collective& call, int world_size) {
   DeviceCall result;
   result.op = call.op;
@@ -48,6 +49,7 @@ DeviceCall device_call_of(const Collective& call, int world_size) {
   for (size_t peer = 0; peer < static_cast<size_t>(world_size); ++peer) {
     result.sends[peer] = {const_cast<void*>(parts.sends[peer].data), parts.sends[peer].count};
     result.receives[peer] = {parts.receives[peer].data, parts.receives[peer].count};
+    result.most_part_elems = std::max({result.most_part_elems, parts.sends[peer].count, parts.receives[peer].count});
   }
   return result;
 }

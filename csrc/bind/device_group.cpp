@@ -53,22 +53,21 @@ void bind_device_group(py::module_& module) {
       py::arg("device"), py::arg("facts"));
 
   py::class_<DeviceGroup, std::shared_ptr<DeviceGroup>>(module, "DeviceGroup")
-      .def(py::init([](int rank, int device, const std::vector<std::string>& facts,
-                       const std::vector<uint32_t>& reachable) {
-             const auto all = from_bytes<DeviceFacts>(facts, "what is known of the GPU");
-             RC_CHECK(reachable.size() == all.size(), "need facts and reachable devices of every rank");
-             const DeviceSetup setup = agree_on_devices(all, reachable);
-             py::gil_scoped_release release;
-             return make_device_group(rank, static_cast<int>(all.size()), device, setup);
-           }),
+      .def(py::init(
+               [](int rank, int device, const std::vector<std::string>& facts, const std::vector<uint32_t>& reachable) {
+                 const auto all = from_bytes<DeviceFacts>(facts, "what is known of the GPU");
+                 RC_CHECK(reachable.size() == all.size(), "need facts and reachable devices of every rank");
+                 const DeviceSetup setup = agree_on_devices(all, reachable);
+                 py::gil_scoped_release release;
+                 return make_device_group(rank, static_cast<int>(all.size()), device, setup);
+               }),
            py::arg("rank"), py::arg("device"), py::arg("facts"), py::arg("reachable"))
       .def_property_readonly("mode", [](const DeviceGroup& group) { return device_mode_name(group.mode()); })
       .def_property_readonly("reason", &DeviceGroup::reason)
       .def_property_readonly("num_blocks", [](const DeviceGroup& group) { return group.layout().num_blocks; })
-      .def_property_readonly("slab_bytes",
-                             [](const DeviceGroup& group) {
-                               return group.has_slab() ? group.layout().total_bytes() : int64_t{0};
-                             })
+      .def_property_readonly(
+          "slab_bytes",
+          [](const DeviceGroup& group) { return group.has_slab() ? group.layout().total_bytes() : int64_t{0}; })
       .def_property_readonly("handle", [](const DeviceGroup& group) { return to_bytes(group.handle()); })
       .def("export_descriptor", &DeviceGroup::export_descriptor)
       .def(

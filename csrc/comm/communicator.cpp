@@ -173,8 +173,8 @@ Descriptor Communicator::prepare(Collective& call, const Algo* algo, const std::
   check_call(call, rank_, world_size_);
   const bool has_codec = call.codec.up != CodecId::none;
   RC_CHECK(tag.size() <= kTagBytes, "a tag has at most ", kTagBytes, " bytes, '", tag, "' has ", tag.size());
-  RC_CHECK(!call.on_device || has_devices_.load(std::memory_order_acquire), "this communicator has not been set up for ",
-           "arrays on GPUs");
+  RC_CHECK(!call.on_device || has_devices_.load(std::memory_order_acquire),
+           "this communicator has not been set up for ", "arrays on GPUs");
   choose(call, algo);
   if (call.algo != Algo::direct) {
     call.region.reset();

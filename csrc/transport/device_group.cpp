@@ -63,7 +63,12 @@ std::string reason_for_steps(const std::vector<DeviceFacts>& facts) {
     for (size_t peer = 0; peer < rank; ++peer) {
       const DeviceFacts& a = facts[peer];
       const DeviceFacts& b = facts[rank];
-      if (a.uuid != b.uuid || a.pid == b.pid || (a.is_concurrent != 0 && b.is_concurrent != 0)) continue;
+      if (a.uuid != b.uuid) continue;
+      // A kernel that waits for the next one on its stream waits for ever.
+      if (a.pid == b.pid) {
+        return concat("rank ", peer, " and rank ", rank, " are one process on one GPU, and may share a stream");
+      }
+      if (a.is_concurrent != 0 && b.is_concurrent != 0) continue;
       return concat("the processes of rank ", peer, " and rank ", rank, " take turns on one GPU, without MPS");
     }
   }
@@ -88,10 +93,11 @@ DeviceLayout make_layout(int world_size, int num_blocks, int64_t slab_bytes) {
   DeviceLayout layout{};
   layout.world_size = world_size;
   layout.num_blocks = num_blocks;
-  layout.packets_per_box =
-      std::max(kPacketGranule,
-               round_down(slab_bytes / 8 / boxes / static_cast<int64_t>(sizeof(Packet)), kPacketGranule));
-  layout.box_bytes = round_down((slab_bytes - layout.box_offset(0, 0, 0)) / boxes, kBoxGranule);
+  layout.packets_per_box = std::max(
+      kPacketGranule, round_down(slab_bytes / 8 / boxes / static_cast<int64_t>(sizeof(Packet)), kPacketGranule));
+  // Kernels count the bytes of one writer's boxes in 32 bits.
+  layout.box_bytes = round_down(
+      std::min((slab_bytes - layout.box_offset(0, 0, 0)) / boxes, INT32_MAX / int64_t{num_blocks}), kBoxGranule);
   return layout;
 }
 
@@ -181,8 +187,7 @@ void DeviceGroup::open(const std::vector<runtime::MemoryHandle>& handles, const 
     slabs_[peer] = runtime::SharedMemory::open(device_, handles[peer], fds[peer]);
     driver_keeps_slab_ = driver_keeps_slab_ && handles[peer].pid != ::getpid();
   }
-  driver_keeps_slab_ =
-      driver_keeps_slab_ && (!has_slab() || handle().kind == runtime::MemoryHandle::Kind::descriptor);
+  driver_keeps_slab_ = driver_keeps_slab_ && (!has_slab() || handle().kind == runtime::MemoryHandle::Kind::descriptor);
 }
 
 GroupView DeviceGroup::view(std::chrono::nanoseconds timeout) const {

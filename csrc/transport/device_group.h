@@ -24,9 +24,10 @@
 
 namespace ringcomm {
 
-// in_kernel  one launch a collective; blocks wait for those of peers. Queues and returns.
+// in_kernel  one launch a collective; blocks wait for those of peers. Queues and returns. Ranks that share a GPU need
+//            MPS, or, as threads of one process, streams of their own.
 // stepped    one launch a round, the host waits in between. Blocks until the collective is done. For GPUs that
-//            several processes share, and that run one process at a time.
+//            several ranks share.
 // host       through host memory and the collectives of the CPU. Blocks. For GPUs that do not reach each other.
 enum class DeviceMode : uint32_t { in_kernel = 0, stepped = 1, host = 2 };
 constexpr int kNumDeviceModes = 3;
@@ -60,7 +61,7 @@ uint32_t reachable_devices(int device, const std::vector<DeviceFacts>& facts);
 
 struct DeviceSetup {
   DeviceMode mode = DeviceMode::in_kernel;
-  std::string reason;       // for the mode
+  std::string reason;        // for the mode
   DeviceLayout layout = {};  // host: of nothing
 };
 // By rank. Throws UsageError if the ranks want different things, or what they want cannot be.

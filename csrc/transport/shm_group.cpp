@@ -177,7 +177,7 @@ void ShmGroup::check_descriptor(int peer, uint32_t seq, const Descriptor& mine) 
                     low == rank_ ? my_text : their_text, ", rank ", std::max(rank_, peer), " called ",
                     low == rank_ ? their_text : my_text,
                     ((mine.flags | theirs.flags) & kFlagOnDevice) != 0 ? ". Output buffers are undefined. "
-                                                                    : ". No data was reduced. ",
+                                                                       : ". No data was reduced. ",
                     kCommunicatorLost)));
 }
 
@@ -420,24 +420,23 @@ void ShmGroup::fail_deadline(int peer) {
 // A GPU may be many calls behind the thread that queued them: which one it waits in is not known here.
 void ShmGroup::report_late_on_device(int peer) {
   const uint32_t entered = line(rank_).entered_seq.load();
-  const Error error(ErrorKind::deadline,
-                    concat(name_with_pid(peer), " did not come within ", static_cast<double>(timeout().count()) / 1e9,
-                           " s: the GPU of rank ", rank_, " waits for it in ",
-                           describe(slot(rank_, entered).descriptor, entered), " of group '", name_,
-                           "', or in an earlier call; ", where_is(peer),
-                           ". Look for a rank that takes another path or is slow, or raise timeout=. ",
-                           kCommunicatorLost),
-                    peer);
+  const Error error(
+      ErrorKind::deadline,
+      concat(name_with_pid(peer), " did not come within ", static_cast<double>(timeout().count()) / 1e9,
+             " s: the GPU of rank ", rank_, " waits for it in ", describe(slot(rank_, entered).descriptor, entered),
+             " of group '", name_, "', or in an earlier call; ", where_is(peer),
+             ". Look for a rank that takes another path or is slow, or raise timeout=. ", kCommunicatorLost),
+      peer);
   if (report(error)) log(LogLevel::warning, "FAULT", error.what());
 }
 
 void ShmGroup::fail_deadline_on_device() {
-  fail(Error(ErrorKind::deadline,
-             concat("the GPU of ", name_with_pid(rank_), " of group '", name_, "' did not finish within ",
-                    static_cast<double>(call_timeout().count()) / 1e9, " s what was queued on it up to ",
-                    describe_current(),
-                    ". Look for other work that keeps it or its stream busy, or raise timeout=. ", kCommunicatorLost),
-             rank_));
+  fail(Error(
+      ErrorKind::deadline,
+      concat("the GPU of ", name_with_pid(rank_), " of group '", name_, "' did not finish within ",
+             static_cast<double>(call_timeout().count()) / 1e9, " s what was queued on it up to ", describe_current(),
+             ". Look for other work that keeps it or its stream busy, or raise timeout=. ", kCommunicatorLost),
+      rank_));
 }
 
 void ShmGroup::on_peer_death(int peer) {
