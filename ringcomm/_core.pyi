@@ -280,4 +280,7 @@ def device_of(address: int) -> int:
     """The CUDA device whose memory this is; -1: it is the host's."""
 
 def link_between(device: int, peer: int) -> str:
-    """ "same", "NVLink", "PCIe" (peer access) or "none". DeviceError: there is no such device."""
+    """How CUDA devices are linked: "same", "NVLink" (peer access with atomics), "PCIe" (without) or "none".
+
+    Raises DeviceError if there is no such device. May initialise CUDA on both.
+    """

@@ -1,5 +1,6 @@
 """base/runtime.h on emulated GPUs: streams, events and shared memory do what they do on a GPU."""
 
+import json
 import os
 import socket
 import threading
@@ -313,6 +314,16 @@ def ask_devices() -> None:
 
 def test_devices_are_those_that_the_environment_names(gpus: Worlds) -> None:
     inside(gpus, ask_devices)
+
+
+@pytest.mark.parametrize(("peers", "link"), [("1", "NVLink"), ("0", "none")])
+def test_info_shows_how_devices_are_linked(peers: str, link: str) -> None:
+    emulated.require()
+    variables = {"RINGCOMM_SIMT_DEVICES": "2", "RINGCOMM_SIMT_PEERS": peers}
+    facts = json.loads(emulated.python("-m", "ringcomm.info", "--json", **variables))["cuda"]
+    assert facts["kernels"].endswith("that ringcomm's own tests emulate")
+    assert facts["devices"] == 2
+    assert [facts[f"links_{device}"].split() for device in range(2)] == [["-", link], [link, "-"]]
 
 
 def ask_addresses() -> None:
