@@ -88,28 +88,33 @@ class GroupTransport:
         begin, end = bounds[self.rank]
         own_elems = end - begin
         stochastic = codec.rounding == "stochastic"
-        input_ptr, dtype = x.data_ptr(), _DTYPES[x.dtype]
+        item, input_ptr, dtype = x.element_size(), x.data_ptr(), _DTYPES[x.dtype]
+        residual_ptr = 0 if residual is None else residual.data_ptr()
         owner_ptr = 0 if owner_residual is None else owner_residual.data_ptr() + begin * 4
         where = _where(x.device)
 
-        # First shot: chunk r of everybody to rank r. Whole blocks, so one encoded array is all chunks.
+        # First shot: chunk r of everybody to rank r.
         started = time.perf_counter()
         out_bytes = [int(_core.wire_bytes(codec.up, last - first)) for first, last in bounds]
         own_bytes = out_bytes[self.rank]
         wire = self._bytes("out", sum(out_bytes), x.device)
-        _core.encode(
-            codec.up,
-            input_ptr,
-            dtype,
-            num_elems,
-            wire.data_ptr(),
-            0 if residual is None else residual.data_ptr(),
-            stochastic,
-            codec.seed,
-            step,
-            self.rank,
-            **where,
-        )
+        ptr = wire.data_ptr()
+        for (first, last), num_bytes in zip(bounds, out_bytes, strict=True):
+            _core.encode(
+                codec.up,
+                input_ptr + first * item,
+                dtype,
+                last - first,
+                ptr,
+                residual_ptr and residual_ptr + first * 4,
+                stochastic,
+                codec.seed,
+                step,
+                self.rank,
+                first,
+                **where,
+            )
+            ptr += num_bytes
         arrived = self._bytes("in", own_bytes * world, x.device)
         self.codec_seconds += time.perf_counter() - started
         with self._translated("all-to-all of encoded gradients"):
@@ -130,7 +135,7 @@ class GroupTransport:
             )
         _core.divide(total.data_ptr(), own_elems, world, **where)
 
-        # Second shot: everybody's sums to everybody, in equal slots, of which the last may be short or empty.
+        # Second shot: everybody's sums to everybody, in equal slots.
         slot = int(_core.wire_bytes(codec.down, chunk))
         sums = self._bytes("sums", slot, x.device)
         _core.encode(
@@ -153,7 +158,15 @@ class GroupTransport:
             self._all_gather_single(gathered, sums)
         self.bytes_sent += slot * (world - 1)
         started = time.perf_counter()
-        _core.decode(codec.down, gathered.data_ptr(), num_elems, input_ptr, dtype, **where)
+        for peer, (first, last) in enumerate(bounds):
+            _core.decode(
+                codec.down,
+                gathered.data_ptr() + peer * slot,
+                last - first,
+                input_ptr + first * item,
+                dtype,
+                **where,
+            )
         self.codec_seconds += time.perf_counter() - started
 
     def all_reduce(self, x: torch.Tensor, op: str) -> None:

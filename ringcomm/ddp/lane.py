@@ -19,10 +19,11 @@ class Lane:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._devices = [device] if device.type == "cuda" else []
+        self._devices: list[Any] = [device] if device.type == "cuda" else []
         self._stream: Any = None
         if device.type == "cuda":
-            self._stream = torch.cuda.Stream(device, priority=-1)  # peers wait for what runs there
+            cuda: Any = torch.cuda  # whose stubs say little
+            self._stream = cuda.Stream(device, priority=-1)  # peers wait for what runs there
 
     def turn(self, buffer: torch.Tensor) -> "Turn":
         """A turn that uses ``buffer``. Does not block."""
@@ -47,6 +48,7 @@ class Turn:
         self._stream = stream
         if stream is None:
             return
+        self._scope: Any = torch.cuda.stream(stream)
         self._ready = torch.cuda.current_stream(stream.device).record_event()
         strided = buffer.layout == torch.strided
         for tensor in [buffer] if strided else [buffer._indices(), buffer._values()]:
@@ -54,7 +56,6 @@ class Turn:
 
     def __enter__(self) -> None:
         if self._stream is not None:
-            self._scope = torch.cuda.stream(self._stream)
             self._scope.__enter__()
             self._stream.wait_event(self._ready)
 

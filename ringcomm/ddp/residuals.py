@@ -133,9 +133,9 @@ def kept_where_unused(buffer: torch.Tensor, plan: Plan, may_be_unused: bool) -> 
         for _, begin, end in plan.encoded:
             residual = plan.residual[begin:end]
             if not buffer.is_cpu:
-                is_unused = ~buffer[begin:end].any()
-                stash.append((residual, residual.clone(), is_unused))
-                residual.masked_fill_(is_unused, 0.0)
+                flag = ~buffer[begin:end].any()
+                stash.append((residual, residual.clone(), flag))
+                residual.masked_fill_(flag, 0.0)
             elif _core.is_zero(buffer.data_ptr() + begin * item, (end - begin) * item):
                 stash.append((residual, residual.clone(), None))
                 residual.zero_()
