@@ -8,6 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 # -- kernels --
+#
+# stream: None for memory of the CPU, and the call returns when the work is done; the handle of a CUDA stream (0: the
+# default one) for memory of a GPU, and it returns when the work is queued. DeviceError: there is no GPU, or no CUDA in
+# this build.
 
 CODEC_FORMAT_VERSION: int
 CODECS: dict[str, int]
@@ -30,14 +34,25 @@ def encode(
     step: int = 0,
     rank: int = 0,
     first_elem: int = 0,
+    stream: int | None = None,
 ) -> None: ...
 def decode(
-    codec: int, wire_ptr: int, num_elems: int, output_ptr: int, output_dtype: int
+    codec: int,
+    wire_ptr: int,
+    num_elems: int,
+    output_ptr: int,
+    output_dtype: int,
+    stream: int | None = None,
 ) -> None: ...
 def decode_add(
-    codec: int, wire_ptr: int, num_elems: int, accumulator_ptr: int, first: bool = False
+    codec: int,
+    wire_ptr: int,
+    num_elems: int,
+    accumulator_ptr: int,
+    first: bool = False,
+    stream: int | None = None,
 ) -> None: ...
-def divide(values_ptr: int, num_elems: int, divisor: float) -> None: ...
+def divide(values_ptr: int, num_elems: int, divisor: float, stream: int | None = None) -> None: ...
 def reduce(
     dtype: int,
     op: int,
@@ -45,6 +60,7 @@ def reduce(
     num_elems: int,
     output_ptr: int,
     copy_ptrs: Sequence[int] = ...,
+    stream: int | None = None,
 ) -> None: ...
 def reduce_hop(
     dtype: int,
@@ -53,11 +69,25 @@ def reduce_hop(
     input_ptr: int,
     accumulator_ptr: int,
     num_elems: int,
+    stream: int | None = None,
 ) -> None: ...
 def finish_hops(
-    dtype: int, op: int, accumulator_ptr: int, num_inputs: int, output_ptr: int, num_elems: int
+    dtype: int,
+    op: int,
+    accumulator_ptr: int,
+    num_inputs: int,
+    output_ptr: int,
+    num_elems: int,
+    stream: int | None = None,
 ) -> None: ...
-def scale(dtype: int, input_ptr: int, factor: float, output_ptr: int, num_elems: int) -> None: ...
+def scale(
+    dtype: int,
+    input_ptr: int,
+    factor: float,
+    output_ptr: int,
+    num_elems: int,
+    stream: int | None = None,
+) -> None: ...
 def is_zero(ptr: int, num_bytes: int) -> bool: ...
 
 # -- arrays of other libraries --

@@ -1,7 +1,6 @@
 // No device: the group of GPUs cannot be made (base/runtime_nocuda.cpp), so nothing here is reached.
 #include "algo/device_collective.h"
 #include "base/error.h"
-#include "reduce/reduce.h"
 
 namespace ringcomm::cuda {
 namespace {
@@ -18,6 +17,5 @@ void launch_collective(const DeviceCall&, const DevicePlan&, const GroupView&, c
 }
 void launch_format(const GroupView&, Stream) { refuse(); }
 void load_kernels() { refuse(); }
-void scale(DType, const void*, double, void*, int64_t, Stream) { refuse(); }
 
 }  // namespace ringcomm::cuda

@@ -29,8 +29,8 @@ HOW_TO_WRITE = "pass a writable copy (numpy.array(x)) and use the returned or pa
 # Libraries whose arrays may not be written to, whatever their capsule says.
 IMMUTABLE_LIBRARIES = ("jax", "jaxlib", "tensorflow")
 CPU = "cpu"
-HAS_CUDA = _core.RUNTIME == "cuda"
-"""Whether this build reaches arrays on GPUs."""
+HAS_CUDA: bool = _core.RUNTIME != "none"
+"""Whether this build reaches arrays on GPUs, be they emulated."""
 
 
 class ArrayView(NamedTuple):

@@ -72,12 +72,15 @@ def copy_back(source: Any, x: Any) -> None:
     as_numpy(described)[...] = source
 
 
-def empty_like(x: Any, shape: int | Sequence[int] | None = None) -> Any:
+def empty_like(
+    x: Any, shape: int | Sequence[int] | None = None, dtype_name: str | None = None
+) -> Any:
     """Allocate an uninitialised C-contiguous array of ``x``'s library, dtype and device.
 
     Args:
         x: Any array that :func:`view` accepts; on a GPU a torch tensor or a CuPy array.
         shape: Its shape; that of ``x`` if None.
+        dtype_name: A name in ``_core.DTYPES`` instead of the dtype of ``x``.
 
     Returns:
         A torch tensor for a torch tensor, a CuPy array for a CuPy array, else a NumPy array (also
@@ -88,18 +91,22 @@ def empty_like(x: Any, shape: int | Sequence[int] | None = None) -> Any:
     """
     if is_torch(x):
         torch = sys.modules["torch"]
-        return torch.empty(x.shape if shape is None else shape, dtype=x.dtype, device=x.device)
+        dtype = x.dtype if dtype_name is None else getattr(torch, dtype_name)
+        return torch.empty(x.shape if shape is None else shape, dtype=dtype, device=x.device)
     if isinstance(x, np.ndarray):
-        return np.empty(x.shape if shape is None else shape, dtype=x.dtype)
+        dtype = x.dtype if dtype_name is None else numpy_dtype(dtype_name)
+        return np.empty(x.shape if shape is None else shape, dtype=dtype)
     if is_cupy(x):
+        dtype = x.dtype if dtype_name is None else numpy_dtype(dtype_name)
         with x.device:
-            return sys.modules["cupy"].empty(x.shape if shape is None else shape, dtype=x.dtype)
+            return sys.modules["cupy"].empty(x.shape if shape is None else shape, dtype=dtype)
     described = view(x, writable=False)
     if described.device != CPU:
         raise UsageError(
             f"out: pass one; of {_library(x)} only the caller can make arrays on {described.device}"
         )
-    return np.empty(described.shape if shape is None else shape, numpy_dtype(described.dtype_name))
+    dtype = numpy_dtype(dtype_name or described.dtype_name)
+    return np.empty(described.shape if shape is None else shape, dtype)
 
 
 def item_bytes(dtype: Any) -> int:
