@@ -20,15 +20,12 @@
 // cpu two_shot, and does not depend on how the array is cut.
 #include "algo/device_kernels.h"
 #include "algo/rounds.h"
+#include "algo/slices.h"
 #include "codec/share_device.h"
 
 namespace ringcomm::cuda {
 namespace {
 
-// Of a chunk, for one block of the grid: less is not worth one more.
-constexpr int64_t kLeastSliceElems = 8 * kCollectiveThreads;
-// Slices begin where warps do that have 8 blocks of 32 values.
-constexpr int64_t kSliceGranule = 8 * kBlockElems;
 // Values of a run between boxes, where there is no array to say so.
 constexpr int kSumRun = Shares<float>::kRun;
 
@@ -43,8 +40,7 @@ struct EncodedArgs {
   uint64_t step;
   int64_t num_elems;
   int64_t chunk_elems;  // of the first chunk; the last ones may be shorter
-  int64_t slice_elems;  // likewise
-  int64_t piece_elems;
+  Slices slices;        // in elements
   CodecId down;
   bool stochastic;
   bool average;
@@ -60,7 +56,7 @@ class EncodedShots {
   __device__ __forceinline__ void contribute(int64_t k) const {
     ShareRounding rounding = rounding_of(static_cast<uint32_t>(rank_));
     for (int step = 0; step < world_size_; ++step) {
-      const int owner = peer_at(step);
+      const int owner = block_.peer_at(step);
       const Range piece = piece_of(owner, k);
       const CodecLayout layout = codec_layout(kUp, piece.count());
       uint8_t* const box = block_.box_at(owner);
@@ -94,7 +90,7 @@ class EncodedShots {
       }
       encode<kDown>(total, place, rounding, args_.owner_residual, [&](const auto& encoded) {
         for (int step = 0; step < world_size_; ++step) {
-          ShareCodecOf<kDown>::store(encoded, block_.box_at(peer_at(step)), layout_down, place);
+          ShareCodecOf<kDown>::store(encoded, block_.box_at(block_.peer_at(step)), layout_down, place);
         }
       });
     });
@@ -103,7 +99,7 @@ class EncodedShots {
   template <CodecId kDown>
   __device__ __forceinline__ void collect(int64_t k) const {
     for (int step = 0; step < world_size_; ++step) {
-      const int owner = peer_at(step);
+      const int owner = block_.peer_at(step);
       const Range piece = piece_of(owner, k);
       const CodecLayout layout = codec_layout(kDown, piece.count());
       const uint8_t* const box = block_.box_from(owner);
@@ -117,19 +113,12 @@ class EncodedShots {
   }
 
  private:
-  // Everyone begins with another one.
-  __device__ __forceinline__ int peer_at(int step) const {
-    const int peer = rank_ + step;
-    return peer < world_size_ ? peer : peer - world_size_;
-  }
-
   // This block's piece k of a chunk, in the array.
   __device__ __forceinline__ Range piece_of(int owner, int64_t k) const {
-    const int64_t chunk_end = at_most(args_.chunk_elems * (owner + 1), args_.num_elems);
-    const int64_t slice = args_.chunk_elems * owner + args_.slice_elems * blockIdx.x;
-    const int64_t slice_end = at_most(slice + args_.slice_elems, chunk_end);
-    const int64_t begin = at_most(slice + args_.piece_elems * k, slice_end);
-    return Range{begin, at_most(begin + args_.piece_elems, slice_end)};
+    const int64_t chunk = at_most(args_.chunk_elems * owner, args_.num_elems);
+    const int64_t chunk_elems = at_most(args_.chunk_elems, args_.num_elems - chunk);
+    const Range piece = args_.slices.of(static_cast<int>(blockIdx.x), k, chunk_elems);
+    return Range{chunk + piece.begin, chunk + piece.end};
   }
 
   __device__ __forceinline__ ShareRounding rounding_of(uint32_t random_stream) const {
@@ -169,7 +158,7 @@ __device__ __forceinline__ void go_down(const Shots& shots, int64_t round) {
 // The codec down is the same for all threads: as a template parameter it would make 4 times as many kernels, of which
 // nearly all are never used.
 template <CodecId kUp, typename T>
-__global__ void __launch_bounds__(kCollectiveThreads) encoded_kernel(const __grid_constant__ EncodedArgs args) {
+__global__ void __launch_bounds__(kCollectiveThreads, 1) encoded_kernel(const __grid_constant__ EncodedArgs args) {
   RoundsOfBlock block(args.group, args.rounds);
   const EncodedShots<kUp, T> shots(args, block);
   for (int64_t round = args.rounds.begin; round < args.rounds.end; ++round) {
@@ -220,52 +209,46 @@ Kernel kernel_of(CodecId up, DType dtype) {
   return kernel_from<CodecId::int4>(dtype);  // the checks let nothing else through
 }
 
-// How the array is cut. The same on every rank.
-struct Cut {
-  int num_blocks;
-  int64_t chunk_elems;
-  int64_t slice_elems;
-  int64_t piece_elems;
-};
+int64_t chunk_elems(const DeviceCall& call, const DeviceLayout& layout) {
+  return chunk_of(call.count, layout.world_size, 0, kBlockElems).count();
+}
 
-Cut cut_of(const DeviceCall& call, const DeviceLayout& layout) {
-  const int64_t block_bytes = static_cast<int64_t>(std::max(codec_layout(call.codec.up, kBlockElems).total_bytes,
-                                                            codec_layout(call.codec.down, kBlockElems).total_bytes));
-  Cut cut;
-  cut.chunk_elems = chunk_of(call.count, layout.world_size, 0, kBlockElems).count();
-  cut.num_blocks =
-      static_cast<int>(at_most(at_least(ceil_div(cut.chunk_elems, kLeastSliceElems), 1), layout.num_blocks));
-  cut.slice_elems = chunk_of(cut.chunk_elems, cut.num_blocks, 0, kSliceGranule).count();
-  cut.piece_elems = layout.box_bytes / block_bytes * kBlockElems;
-  return cut;
+Slices slices_of(const DeviceCall& call, const DeviceLayout& layout, int num_blocks) {
+  const auto block_bytes = [](CodecId codec) {
+    return static_cast<int64_t>(codec_layout(codec, kBlockElems).total_bytes);
+  };
+  const int64_t most = at_least(block_bytes(call.codec.up), block_bytes(call.codec.down));
+  return Slices(chunk_elems(call, layout), num_blocks, layout.box_bytes / most * kBlockElems);
 }
 
 DevicePlan plan(const DeviceCall& call, const DeviceLayout& layout) {
-  const Cut cut = cut_of(call, layout);
-  return DevicePlan{2 * ceil_div(cut.slice_elems, cut.piece_elems) + 1, cut.num_blocks};
+  DevicePlan plan;
+  const int64_t elem_bytes = static_cast<int64_t>(dtype_size(call.dtype));
+  plan.num_blocks = Slices::num_blocks(chunk_elems(call, layout) * elem_bytes, layout);
+  plan.num_rounds = 2 * slices_of(call, layout, plan.num_blocks).num_pieces() + 1;
+  return plan;
 }
 
 void launch_encoded(const DeviceCall& call, const DevicePlan& plan, const GroupView& group, const DeviceRounds& rounds,
                     Stream stream) {
-  const Cut cut = cut_of(call, group.layout);
-  EncodedArgs args{};
-  args.group = group;
-  args.rounds = rounds;
-  args.input = call.input;
-  args.output = call.output;
-  args.residual = call.codec.residual;
-  args.owner_residual = call.codec.owner_residual;
-  args.seed = call.codec.seed;
-  args.step = call.codec.step;
-  args.num_elems = call.count;
-  args.chunk_elems = cut.chunk_elems;
-  args.slice_elems = cut.slice_elems;
-  args.piece_elems = cut.piece_elems;
-  args.down = call.codec.down;
-  args.stochastic = call.codec.rounding == Rounding::stochastic;
-  args.average = call.reduce_op == ReduceOp::avg;
-  args.vectors = is_aligned(args.input, kVectorBytes) && is_aligned(args.output, kVectorBytes) &&
-                 is_aligned(args.residual, kVectorBytes) && is_aligned(args.owner_residual, kVectorBytes);
+  const DeviceCodec& codec = call.codec;
+  const bool vectors = is_aligned(call.input, kVectorBytes) && is_aligned(call.output, kVectorBytes) &&
+                       is_aligned(codec.residual, kVectorBytes) && is_aligned(codec.owner_residual, kVectorBytes);
+  const EncodedArgs args{group,
+                         rounds,
+                         call.input,
+                         call.output,
+                         codec.residual,
+                         codec.owner_residual,
+                         codec.seed,
+                         codec.step,
+                         call.count,
+                         chunk_elems(call, group.layout),
+                         slices_of(call, group.layout, plan.num_blocks),
+                         codec.down,
+                         codec.rounding == Rounding::stochastic,
+                         call.reduce_op == ReduceOp::avg,
+                         vectors};
   const LaunchShape shape{dim3(static_cast<unsigned>(plan.num_blocks)), dim3(kCollectiveThreads)};
   launch("encoded all_reduce", shape, stream, kernel_of(call.codec.up, call.dtype), args);
 }

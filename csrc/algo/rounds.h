@@ -48,6 +48,14 @@ class RoundsOfBlock {
         block_(static_cast<int>(blockIdx.x)),
         epoch_(rounds.in_kernel ? line(group.rank)->epoch : rounds.epoch) {}
 
+  __device__ __forceinline__ int world_size() const { return group_.layout.world_size; }
+  // The rank that is `step` (0 to world_size - 1) behind this one, around the group: ranks that visit all others in
+  // this order are never all at the same one.
+  __device__ __forceinline__ int peer_at(int step) const {
+    const int peer = group_.rank + step;
+    return peer < world_size() ? peer : peer - world_size();
+  }
+
   // Where this rank writes at `peer` in this round: box_bytes, 16-byte aligned.
   __device__ __forceinline__ uint8_t* box_at(int peer) const {
     return group_.slabs[peer] + group_.layout.box_offset(static_cast<int>(epoch_ & 1u), group_.rank, block_);

@@ -1,4 +1,5 @@
-// How the blocks of a collective's grid share out a chunk of an array. Everything is counted in bytes.
+// How the blocks of a collective's grid share out a chunk of an array. Everything is counted in bytes, or
+// in elements where these are encoded.
 //   slice = what one block does of every chunk
 //   piece = what of a slice goes through a box at once
 #pragma once
@@ -14,7 +15,7 @@ constexpr int64_t kChunkGranule = 64;  // as on the CPU: which chunk an element 
 
 class Slices {
  public:
-  // Blocks that have enough to do; 1 at least.
+  // Blocks that have enough to do with a chunk of so many bytes; 1 at least.
   static int num_blocks(int64_t longest_chunk, const DeviceLayout& layout) {
     constexpr int64_t kLeastSlice = int64_t{kCollectiveThreads} * kVectorBytes;
     const int64_t busy = ceil_div(longest_chunk, kLeastSlice);

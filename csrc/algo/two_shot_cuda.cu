@@ -45,7 +45,7 @@ class TwoShot {
 
   __device__ __forceinline__ void push(int64_t piece) const {
     for (int step = 1; step < world_size_; ++step) {
-      const int owner = peer_at(step);
+      const int owner = block_.peer_at(step);
       const Range range = bytes_of(owner, piece);
       if (range.count() > 0) push_to(block_.box_at(owner), args_.inputs[owner] + range.begin, range.count());
     }
@@ -69,7 +69,7 @@ class TwoShot {
   __device__ __forceinline__ void collect(int64_t piece) const {
     if (piece < 0 || !receives(rank_)) return;
     for (int step = 1; step < world_size_; ++step) {
-      const int owner = peer_at(step);
+      const int owner = block_.peer_at(step);
       const Range range = bytes_of(owner, piece);
       if (range.count() > 0) {
         copy_by_block<kElemBytes>(args_.outputs[owner] + range.begin, block_.box_from(owner), range.count());
@@ -81,11 +81,6 @@ class TwoShot {
   static constexpr int kElemBytes = static_cast<int>(sizeof(T));
   static constexpr int kRanksInFlight = 4;
 
-  // Everyone begins with another peer.
-  __device__ __forceinline__ int peer_at(int step) const {
-    const int peer = rank_ + step;
-    return peer < world_size_ ? peer : peer - world_size_;
-  }
   __device__ __forceinline__ bool receives(int rank) const { return (args_.receivers >> rank & 1u) != 0; }
 
   // Of the owner's chunk.
@@ -155,7 +150,7 @@ class TwoShot {
     to_elements<T>(totals, elements);
 #pragma unroll 1
     for (int step = 1; step < world_size_; ++step) {
-      const int peer = peer_at(step);
+      const int peer = block_.peer_at(step);
       if (receives(peer)) store_vector(block_.box_at(peer) + first_byte, elements);
     }
     if (output != nullptr) store_vector(output + first_byte, elements);

@@ -17,6 +17,7 @@ void bind_simd(pybind11::module_& module);
 void bind_device(pybind11::module_& module);
 void bind_codec(pybind11::module_& module);
 void bind_dlpack(pybind11::module_& module);
+void bind_device_group(pybind11::module_& module);
 void bind_comm(pybind11::module_& module);
 void bind_c_table(pybind11::module_& module);
 void bind_log(pybind11::module_& module);

@@ -8,6 +8,7 @@ PYBIND11_MODULE(_core, module) {
   ringcomm::bind::bind_device(module);
   ringcomm::bind::bind_codec(module);
   ringcomm::bind::bind_dlpack(module);
+  ringcomm::bind::bind_device_group(module);
   ringcomm::bind::bind_comm(module);
   ringcomm::bind::bind_c_table(module);
 #if defined(RC_SIMT)

@@ -51,6 +51,12 @@ def python_files() -> list[Path]:
     )
 
 
+def torch_backend() -> list[Path]:
+    """The torch backend that was built beside this checkout's files, which fits every _core; or else its sources."""
+    built = sorted((ROOT / "ringcomm").glob("_c10d*.so"))
+    return built or [ROOT / "csrc"]
+
+
 def state() -> str:
     """Says all that goes into the package."""
     sources = [
@@ -63,7 +69,9 @@ def state() -> str:
     version = subprocess.run([COMPILER, "--version"], capture_output=True, text=True, check=True)
     cmake = (ROOT / "CMakeLists.txt").read_text()
     return digest(
-        version.stdout, sys.version, pybind11.__version__, OPTIONS, cmake, python_files(), *texts
+        *(version.stdout, sys.version, pybind11.__version__, OPTIONS, cmake),
+        *(python_files(), torch_backend()),
+        *texts,
     )
 
 
@@ -103,8 +111,10 @@ def package() -> Path:
 
 def lay_out() -> None:
     folder = PACKAGE / "ringcomm"
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(PACKAGE, ignore_errors=True)
     folder.mkdir(parents=True)
+    for path in torch_backend():
+        (PACKAGE / path.relative_to(ROOT)).symlink_to(path)
     for path in python_files():
         (folder / path.name).symlink_to(path)
     shutil.copyfile(FOLDER / "_core.so", folder / "_core.so")
