@@ -1,12 +1,36 @@
 """Fixtures of all tests, and the check that a session leaves nothing behind."""
 
+import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 
 import pytest
 
 from ringcomm import _core, errors
 from tests.worlds import Worlds
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Compiles what the tests are going to execute, which may take longer than a test may.
+
+    A compiler that is missing or refuses is left to the tests: they skip, or say what it said.
+    """
+    tests = [item for item in session.items if isinstance(item, pytest.Function)]
+    if session.config.option.collectonly:
+        return
+    with contextlib.suppress(RuntimeError):
+        if any("built_emulator" in test.fixturenames for test in tests):
+            from tests.simt import build
+
+            if shutil.which(build.COMPILER):
+                build.library()
+    with contextlib.suppress(RuntimeError):
+        if any(hasattr(t.module, "emulated") or t.path.parent.name == "gpu" for t in tests):
+            from tests.simt import emulated
+
+            if not emulated.missing_tool():
+                emulated.package()
 
 
 @pytest.fixture(params=["baseline", "avx2", "avx512"])
