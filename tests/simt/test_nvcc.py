@@ -17,8 +17,10 @@ FLAGS = (
     *("-Xcompiler=-Wall,-Wextra,-ffp-contract=off", "-Xptxas=-v", f"-I{ROOT / 'csrc'}"),
 )
 MOST_REGISTERS = 64  # four blocks of 256 threads on a multiprocessor
+MOST_OF_COLLECTIVES = 128  # one block of 512 threads
 # Kernels without 16-byte accesses, and why.
 NARROW = {
+    "one_shot_kernel": "data travels in packets of 8 bytes, each beside its epoch",
     "divide_kernel": "the registers of a vector would be spilled around a division",
 }
 
@@ -63,9 +65,8 @@ def test_kernels_need_neither_stack_nor_spills(source: Path, tmp_path: Path) -> 
     code = bodies(ptx)
     assert set(kernels) == set(code)
     assert bool(kernels) == ("__global__" in source.read_text())
-    wrong = {
-        name: spent for name, spent in kernels.items() if spent[0] or spent[1] > MOST_REGISTERS
-    }
+    most = MOST_OF_COLLECTIVES if source.parent.name == "algo" else MOST_REGISTERS
+    wrong = {name: spent for name, spent in kernels.items() if spent[0] or spent[1] > most}
     assert wrong == {}
     narrow = {
         name
