@@ -10,11 +10,12 @@ SIMT := $(shell find tests/simt -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 NATIVE := $(CSRC) CMakeLists.txt setup.py pyproject.toml ringcomm/_version.py
 QUICK_FLAG := $(if $(filter-out 0,$(QUICK)),--quick)
 
-.PHONY: help demo test torch-suite lint format bench build clean
+.PHONY: help demo test torch-suite kernel-budgets cuda-tools gpu-check lint format bench build clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo [QUICK=1] | test | torch-suite | lint | format | bench | build | clean"
+	@echo "CUDA: make gpu-check [OUT=results.json] | kernel-budgets | cuda-tools"
 
 demo: build
 	$(BIN)/python -m ringcomm.demo $(QUICK_FLAG)
@@ -25,6 +26,15 @@ test: build
 # torch's own tests of a backend; what they print is what Gloo passes and ringcomm does not.
 torch-suite: build
 	for n in 2 3 4; do $(BIN)/python -m tests.torch_suite --world-size $$n || exit 1; done
+
+# Registers that kernels may need, from what they need now.
+kernel-budgets: $(VENV)/.tools
+	$(BIN)/python -m tests.cuda_build --update
+
+# nvcc from PyPI; `make build` finds it from then on.
+cuda-tools: $(VENV)/.tools
+	$(BIN)/python -m pip install --quiet --requirement requirements-cuda.txt
+	rm -f $(VENV)/.built
 
 lint: build
 	$(BIN)/ruff check .

@@ -5,7 +5,8 @@ when pip builds in isolation, and never imported.
 
 Environment variables, all optional:
   CC, CXX                    the C++ compiler (CC=clang means clang++)
-  CUDA_HOME or CUDA_PATH     the CUDA toolkit; otherwise nvcc on PATH, then /usr/local/cuda
+  CUDA_HOME or CUDA_PATH     the CUDA toolkit; otherwise nvcc on PATH, then /usr/local/cuda, then that of the
+                             package nvidia-cuda-nvcc (requirements-cuda.txt)
   TORCH_CUDA_ARCH_LIST       such as "8.0;9.0+PTX" or "native"; the default depends on the toolkit
   RINGCOMM_SKIP_CUDA_BUILD=1 build for the CPU only
   RINGCOMM_SKIP_TORCH_BUILD=1  no _c10d; it is compiled on first use
@@ -192,8 +193,11 @@ def find_nvcc() -> Cuda:
             where = f"in bin/ of {name}={os.environ[name]}"
             break
     else:
-        nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
-        where = "on PATH or in /usr/local/cuda/bin; set CUDA_HOME"
+        site = Path(sysconfig.get_path("purelib"))  # of the environment that pip installs into
+        packaged = sorted(map(str, site.glob("nvidia/cu*/bin")), reverse=True)
+        folders = ["/usr/local/cuda/bin", *packaged]
+        nvcc = shutil.which("nvcc") or shutil.which("nvcc", path=os.pathsep.join(folders))
+        where = "on PATH or in /usr/local/cuda/bin; set CUDA_HOME, or run `pip install nvidia-cuda-nvcc`"
     if nvcc is None:
         return Cuda(reason=f"no nvcc {where}")
     release = re.search(r"release (\d+)\.(\d+)", output_of(nvcc, "--version"))
@@ -205,6 +209,13 @@ def find_nvcc() -> Cuda:
             reason=f"{nvcc} is CUDA {version[0]}.{version[1]}, older than {OLDEST_CUDA[0]}.{OLDEST_CUDA[1]}"
         )
     return Cuda(nvcc, version)
+
+
+def add_library_path(toolkit: Path) -> None:
+    """nvcc links with what lies in lib64; its package has it in lib."""
+    if (toolkit / "lib" / "libcudart_static.a").is_file() and not (toolkit / "lib64").exists():
+        others = os.environ.get("LIBRARY_PATH", "").split(os.pathsep)
+        os.environ["LIBRARY_PATH"] = os.pathsep.join([str(toolkit / "lib"), *filter(None, others)])
 
 
 def cuda_archs(spec: str, cuda: Cuda) -> list[str]:
@@ -330,6 +341,7 @@ class BuildCore(build_ext):
             options["CMAKE_CUDA_ARCHITECTURES"] = ";".join(cuda.archs)
             options["CMAKE_CUDA_HOST_COMPILER"] = shutil.which(shlex.split(cxx)[-1]) or cxx
             options["RC_NVCC_THREADS"] = str(positive_int("NVCC_THREADS") or "")
+            add_library_path(Path(cuda.nvcc).parent.parent)
         build = self.configure(
             cmake, cxx, [f"-D{name}={value}" for name, value in options.items()], torch.version
         )

@@ -8,6 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 # -- kernels --
+#
+# stream: None for memory of the CPU, and the call returns when the work is done; the handle of a CUDA stream (0: the
+# default one) for memory of a GPU, and it returns when the work is queued. DeviceError: there is no GPU, or no CUDA in
+# this build.
 
 CODEC_FORMAT_VERSION: int
 CODECS: dict[str, int]
@@ -30,14 +34,25 @@ def encode(
     step: int = 0,
     rank: int = 0,
     first_elem: int = 0,
+    stream: int | None = None,
 ) -> None: ...
 def decode(
-    codec: int, wire_ptr: int, num_elems: int, output_ptr: int, output_dtype: int
+    codec: int,
+    wire_ptr: int,
+    num_elems: int,
+    output_ptr: int,
+    output_dtype: int,
+    stream: int | None = None,
 ) -> None: ...
 def decode_add(
-    codec: int, wire_ptr: int, num_elems: int, accumulator_ptr: int, first: bool = False
+    codec: int,
+    wire_ptr: int,
+    num_elems: int,
+    accumulator_ptr: int,
+    first: bool = False,
+    stream: int | None = None,
 ) -> None: ...
-def divide(values_ptr: int, num_elems: int, divisor: float) -> None: ...
+def divide(values_ptr: int, num_elems: int, divisor: float, stream: int | None = None) -> None: ...
 def reduce(
     dtype: int,
     op: int,
@@ -45,6 +60,7 @@ def reduce(
     num_elems: int,
     output_ptr: int,
     copy_ptrs: Sequence[int] = ...,
+    stream: int | None = None,
 ) -> None: ...
 def reduce_hop(
     dtype: int,
@@ -53,11 +69,25 @@ def reduce_hop(
     input_ptr: int,
     accumulator_ptr: int,
     num_elems: int,
+    stream: int | None = None,
 ) -> None: ...
 def finish_hops(
-    dtype: int, op: int, accumulator_ptr: int, num_inputs: int, output_ptr: int, num_elems: int
+    dtype: int,
+    op: int,
+    accumulator_ptr: int,
+    num_inputs: int,
+    output_ptr: int,
+    num_elems: int,
+    stream: int | None = None,
 ) -> None: ...
-def scale(dtype: int, input_ptr: int, factor: float, output_ptr: int, num_elems: int) -> None: ...
+def scale(
+    dtype: int,
+    input_ptr: int,
+    factor: float,
+    output_ptr: int,
+    num_elems: int,
+    stream: int | None = None,
+) -> None: ...
 def is_zero(ptr: int, num_bytes: int) -> bool: ...
 
 # -- arrays of other libraries --
@@ -70,9 +100,35 @@ def array_viewer(
     view_type: type,
     dtypes: Sequence[tuple[int, int, int]],
     library: str,
+    cuda_devices: list[str],
     fallback: Callable[[Any, bool, str], Any],
 ) -> Callable[[Any, bool, str], Any]: ...
 def array_struct_view(capsule: Any) -> tuple[int, int]: ...
+
+# -- the GPUs of a communicator --
+
+DEVICE_MODES: dict[str, int]
+MAX_DEVICE_RANKS: int
+
+def device_facts(device: int, mode: int | None, slab_bytes: int) -> bytes: ...
+def reachable_devices(device: int, facts: Sequence[bytes]) -> int: ...
+
+class DeviceGroup:
+    def __init__(
+        self, rank: int, device: int, facts: Sequence[bytes], reachable: Sequence[int]
+    ) -> None: ...
+    @property
+    def mode(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def num_blocks(self) -> int: ...
+    @property
+    def slab_bytes(self) -> int: ...
+    @property
+    def handle(self) -> bytes: ...
+    def export_descriptor(self) -> int: ...
+    def open(self, handles: Sequence[bytes], fds: Sequence[int]) -> None: ...
 
 # -- communicator --
 
@@ -111,7 +167,7 @@ class SymmetricRegion:
 class Work:
     def done(self) -> bool: ...
     def source(self) -> int: ...
-    def wait(self, timeout: float = -1.0) -> bool: ...
+    def wait(self, timeout: float = -1.0, stream: int | None = None) -> bool: ...
 
 class Communicator:
     def __init__(
@@ -154,6 +210,8 @@ class Communicator:
         factor: float = 1.0,
         sends: Sequence[tuple[int, int]] | None = None,
         receives: Sequence[tuple[int, int]] | None = None,
+        on_device: bool = False,
+        stream: int = 0,
     ) -> Work | None: ...
     def monitored_barrier(self, timeout_s: float, wait_all_ranks: bool, tag: str = "") -> None: ...
     def all_reduce_encoded(
@@ -173,6 +231,8 @@ class Communicator:
         algo: int = -1,
         tag: str = "",
         async_op: bool = False,
+        on_device: bool = False,
+        stream: int = 0,
     ) -> Work | None: ...
     def send(
         self, data: int, num_bytes: int, dst: int, tag: int, async_op: bool = False
@@ -181,7 +241,15 @@ class Communicator:
         self, data: int, num_bytes: int, src: int, tag: int, async_op: bool = False
     ) -> Work: ...
     def stats(self) -> dict[str, dict[str, float]]: ...
-    def encoded_sums(self, num_elems: int) -> list[tuple[int, int]]: ...
+    def encoded_sums(self, num_elems: int, on_device: bool = False) -> list[tuple[int, int]]: ...
+    def attach_device(self, group: DeviceGroup) -> None: ...
+    def choose_device_algo(
+        self, op: int, num_bytes: int, has_codec: bool
+    ) -> tuple[str, str, int]: ...
+    def synchronize(self) -> None: ...
+    def copy_across(
+        self, device: int, to: int, from_: int, num_bytes: int, stream: int
+    ) -> None: ...
     def map_symmetric(self, num_bytes: int, fds: Sequence[int]) -> SymmetricRegion: ...
     def reset_stats(self) -> None: ...
     def c_handle(self) -> Any: ...
@@ -229,5 +297,20 @@ class DeviceProbe:
     @property
     def devices(self) -> list[DeviceInfo]: ...
 
+RUNTIME: str
+"""What runs kernels: "cuda", "none" (built without CUDA) or "simt" (the tests' emulated GPUs)."""
+
 def cuda_probe() -> DeviceProbe:
     """The CUDA devices of this process. Never raises; initialises the driver but creates no context."""
+
+def current_device() -> int:
+    """The CUDA device that is current in this thread."""
+
+def device_of(address: int) -> int:
+    """The CUDA device whose memory this is; -1: it is the host's."""
+
+def link_between(device: int, peer: int) -> str:
+    """How CUDA devices are linked: "same", "NVLink" (peer access with atomics), "PCIe" (without) or "none".
+
+    Raises DeviceError if there is no such device. May initialise CUDA on both.
+    """

@@ -26,7 +26,7 @@ __all__ = [
     "parts_to_send",
     "premul_factor",
     "readable",
-    "residual_pointer",
+    "residual_view",
     "row_counts",
     "seconds",
     "whole_number",
@@ -124,17 +124,17 @@ def output(
     return target
 
 
-def residual_pointer(residual: Any, num_elems: int, role: str) -> int:
-    """The address of a residual, 0 for None."""
+def residual_view(residual: Any, num_elems: int, role: str) -> ArrayView | None:
+    """The memory of a residual, None for None."""
     if residual is None:
-        return 0
+        return None
     target = view(residual, writable=True, role=role)
     if target.dtype != _FLOAT32 or not target.contiguous or target.num_elems != num_elems:
         raise UsageError(
             f"{role}: {target.num_elems} elements of {target.dtype_name}, expected a contiguous float32 array of "
             f"{num_elems} elements, as many as x has"
         )
-    return target.ptr
+    return target
 
 
 # ---- one part per rank ---------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def _create(options: Any, _backend_options: Any) -> Any:
         _backend_options: of another backend when both serve one group ("cpu:ringcomm,cuda:nccl"), else
             None; ringcomm has none.
     """
-    from ringcomm import _core, adapter, bootstrap
+    from ringcomm import _core, adapter, bootstrap, env
 
     module = adapter.load()
     comm = bootstrap.init(
@@ -67,4 +67,6 @@ def _create(options: Any, _backend_options: Any) -> Any:
         options.timeout.total_seconds(),
         options.group_id,
         options.global_ranks_in_group or list(range(options.group_size)),
+        comm.use_device,
+        env.get("RINGCOMM_DEVICE") or "",
     )

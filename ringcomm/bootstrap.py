@@ -10,6 +10,7 @@ from ringcomm import _core, env
 from ringcomm.arguments import group_name
 from ringcomm.arguments import seconds as in_seconds
 from ringcomm.comm import Communicator, connect
+from ringcomm.device import device_name
 from ringcomm.errors import UsageError
 from ringcomm.rendezvous import boot_id
 from ringcomm.store import Store, TCPStore, shared_store
@@ -36,6 +37,7 @@ def init(
     group: Any = None,
     timeout: float | timedelta | None = None,
     name: str = "world",
+    device: Any = None,
 ) -> Communicator:
     """Joins a communicator; collective over its ranks, which must all be on this host.
 
@@ -53,6 +55,9 @@ def init(
         timeout: Deadline of set-up and of every call, in seconds or as timedelta; default
             ``RINGCOMM_TIMEOUT`` (300).
         name: Appears in errors; at most 64 bytes of UTF-8.
+        device: The GPU of this rank (``"cuda:1"``, its index or a ``torch.device``) whose arrays the
+            communicator is to take, set up now. None: that of the first array on a GPU, set up when it
+            comes; arrays on the CPU are taken in any case. The same choice on all ranks.
 
     Returns:
         The communicator, to be closed or used in a ``with`` statement.
@@ -60,8 +65,9 @@ def init(
     Raises:
         UsageError: bad arguments, a taken port, ranks on several hosts or that disagree.
         DeadlineError: a rank did not come. PeerLostError: one died during set-up.
-        SystemResourceError: no shared memory or descriptors.
+        SystemResourceError: no shared memory or descriptors. DeviceError: no such GPU.
     """
+    own_device = device_name(device)
     seconds = in_seconds(env.get("RINGCOMM_TIMEOUT") if timeout is None else timeout)
     buffer_bytes = _buffer_bytes()
     simd = env.get("RINGCOMM_SIMD")
@@ -103,6 +109,7 @@ def init(
         buffer_bytes=buffer_bytes,
         first_seq=_first_seq,
         global_rank=env.rank_info().rank,
+        device=own_device,
     )
     if store is not None and store in _group_stores:  # every rank has read it
         _group_stores.remove(store)

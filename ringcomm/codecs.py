@@ -22,14 +22,13 @@ Nothing here needs torch.
 import contextlib
 import difflib
 import re
-import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ringcomm import _core
-from ringcomm.arrays import ArrayView, contiguous_copy, is_torch, view
+from ringcomm.arrays import ArrayView, contiguous_copy, empty_like, view
 from ringcomm.errors import UsageError, WireError
 
 __all__ = ["BLOCK_ELEMS", "Codec", "codec"]
@@ -48,6 +47,7 @@ _FLAGS = {"1": True, "true": True, "on": True, "0": False, "false": False, "off"
 _SPEC = re.compile(r"([^/\[\]]*)(?:/([^/\[\]]*))?(?:\[([^\[\]]*)\])?")
 _INPUTS = ("float32", "bfloat16", "float16")
 _FLOAT32: int = _core.DTYPES["float32"]
+_SUM: int = _core.REDUCE_OPS["sum"]
 _MAX_SEED = 2**64 - 1
 
 
@@ -136,13 +136,23 @@ class Codec:
             raise UsageError(f"num_elems is {num_elems}, expected 0 or more")
         return int(_core.wire_bytes(self.down if down else self.up, num_elems))
 
+    # Arrays on the CPU are worked on by the calling thread, without the GIL. Or all arrays of a call are on one GPU:
+    # then the work is queued on the current stream of the first one's library, and the call returns at once.
+
     def encode(
-        self, x: Any, residual: Any = None, *, step: int = 0, rank: int = 0, first_elem: int = 0
+        self,
+        x: Any,
+        residual: Any = None,
+        *,
+        step: int = 0,
+        rank: int = 0,
+        first_elem: int = 0,
+        out: Any = None,
     ) -> Any:
-        """Encode an array with the first shot's codec, on the calling thread, without the GIL.
+        """Encode an array with the first shot's codec.
 
         Args:
-            x: float32, bfloat16 or float16 array of any shape on the CPU. Not modified. A
+            x: float32, bfloat16 or float16 array of any shape, on the CPU or a GPU. Not modified. A
                 non-contiguous one is copied first.
             residual: Error feedback: contiguous writable float32 array with as many elements as
                 ``x``. ``x + residual`` is encoded, then ``residual`` holds what the encoding lost.
@@ -151,40 +161,48 @@ class Codec:
                 rounding to nearest.
             rank: See ``step``.
             first_elem: Index of ``x[0]`` in the whole array, a multiple of 32.
+            out: Contiguous writable uint8 array of at least ``wire_bytes(x.size)`` bytes to write to,
+                instead of a fresh one. On a GPU only torch and CuPy arrays can do without.
 
         Returns:
-            A fresh 1-D array of ``wire_bytes(x.size)`` bytes: torch.uint8 for a torch tensor, else
-            NumPy uint8.
+            ``out``, or a fresh 1-D array of ``wire_bytes(x.size)`` bytes: torch.uint8 for a torch
+            tensor, CuPy for CuPy, else NumPy uint8.
 
         Raises:
-            UsageError: a wrong dtype, device or size, or a read-only residual.
+            UsageError: a wrong dtype, device or size, or a read-only residual or ``out``.
+            DeviceError: the GPU refused.
         """
         described = _input(x)
-        residual_ptr = 0
+        kept = None
         if residual is not None:
             if self.exact:
                 raise UsageError("codec 'none' is exact and takes no residual")
-            residual_ptr = _float32_in_place(residual, described.num_elems, "residual").ptr
+            kept = _float32_in_place(residual, described.num_elems, "residual")
         if first_elem % BLOCK_ELEMS or first_elem < 0:
             raise UsageError(f"first_elem is {first_elem}, expected a multiple of {BLOCK_ELEMS}")
         if not 0 <= step <= _MAX_SEED or not 0 <= rank < 2**32:
             raise UsageError(f"step is {step} and rank {rank}, expected 64 and 32 bits, unsigned")
+        if out is None:
+            out = empty_like(x, (self.wire_bytes(described.num_elems),), "uint8")
+        wire = self._wire(out, described.num_elems, "out")
+        queue = _queue(x=described, residual=kept, out=wire)
         if self.exact:
-            return _exact_bytes(described)
-        out = _new_uint8(is_torch(x), self.wire_bytes(described.num_elems))
-        _core.encode(
-            self.up,
-            described.ptr,
-            described.dtype,
-            described.num_elems,
-            view(out, writable=True).ptr,
-            residual_ptr,
-            self.rounding == "stochastic",
-            self.seed,
-            step,
-            rank,
-            first_elem,
-        )
+            _exact_bytes(described, wire, queue)
+        else:
+            _core.encode(
+                self.up,
+                described.ptr,
+                described.dtype,
+                described.num_elems,
+                wire.ptr,
+                0 if kept is None else kept.ptr,
+                self.rounding == "stochastic",
+                self.seed,
+                step,
+                rank,
+                first_elem,
+                queue,
+            )
         return out
 
     def decode(self, buf: Any, num_elems: int, dtype: Any = None, out: Any = None) -> Any:
@@ -200,15 +218,15 @@ class Codec:
                 fresh one; its dtype decides.
 
         Returns:
-            ``out``, or a fresh 1-D array: a torch tensor if ``buf`` is one, else NumPy.
+            ``out``, or a fresh 1-D array of the library of ``buf``, as in :meth:`encode`.
 
         Raises:
             WireError: ``buf`` is too short.
             UsageError: a wrong dtype or size, or a read-only ``out``.
         """
-        wire = self._wire(buf, num_elems)
+        wire = self._wire(buf, num_elems, "buf")
         if out is None:
-            out = _new_float(is_torch(buf), num_elems, _dtype_name(dtype))
+            out = empty_like(buf, (num_elems,), _dtype_name(dtype))
         elif dtype is not None:
             raise UsageError("pass dtype or out, not both: out decides its dtype")
         target = view(out, writable=True, role="out")
@@ -219,10 +237,11 @@ class Codec:
             )
         if target.num_elems != num_elems:
             raise UsageError(f"out has {target.num_elems} elements, num_elems is {num_elems}")
+        queue = _queue(buf=wire, out=target)
         if self.exact:
-            _copy_exact(wire, target)
+            _copy_exact(wire, target, queue)
         else:
-            _core.decode(self.up, wire.ptr, num_elems, target.ptr, target.dtype)
+            _core.decode(self.up, wire.ptr, num_elems, target.ptr, target.dtype, queue)
         return out
 
     def decode_add(self, buf: Any, acc: Any) -> Any:
@@ -240,25 +259,25 @@ class Codec:
             UsageError: a wrong dtype or layout, or a read-only ``acc``.
         """
         target = _float32_in_place(acc, None, "acc")
-        wire = self._wire(buf, target.num_elems)
+        wire = self._wire(buf, target.num_elems, "buf")
+        queue = _queue(buf=wire, acc=target)
         if self.exact:
-            values = _bytes_of(wire)[: target.num_bytes].view(np.float32)
-            total = _bytes_of(target).view(np.float32)
-            total += values
+            _add_exact(wire, target, queue)
         else:
-            _core.decode_add(self.up, wire.ptr, target.num_elems, target.ptr)
+            _core.decode_add(self.up, wire.ptr, target.num_elems, target.ptr, False, queue)
         return acc
 
-    def _wire(self, buf: Any, num_elems: int) -> ArrayView:
-        wire = view(buf, writable=False, role="buf")
+    def _wire(self, buf: Any, num_elems: int, role: str) -> ArrayView:
+        wire = view(buf, writable=role == "out", role=role)
         if wire.dtype_name != "uint8" or not wire.contiguous:
             raise UsageError(
-                f"buf: a {_layout(wire)} {wire.dtype_name} array, expected contiguous uint8 bytes"
+                f"{role}: a {_layout(wire)} {wire.dtype_name} array, expected contiguous uint8 bytes"
             )
         expected = self.wire_bytes(num_elems)
         if wire.num_bytes < expected:
-            raise WireError(
-                f"buf has {wire.num_bytes} bytes, but {num_elems} values encoded as "
+            kind = UsageError if role == "out" else WireError
+            raise kind(
+                f"{role} has {wire.num_bytes} bytes, but {num_elems} values encoded as "
                 f"{_NAMES[self.up]} take {expected}"
             )
         return wire
@@ -412,24 +431,15 @@ def _layout(described: ArrayView) -> str:
     return "contiguous" if described.contiguous else "non-contiguous"
 
 
-def _new_uint8(torch_wanted: bool, num_bytes: int) -> Any:
-    if torch_wanted:
-        torch = sys.modules["torch"]
-        return torch.empty(num_bytes, dtype=torch.uint8)
-    return np.empty(num_bytes, np.uint8)
-
-
-def _new_float(torch_wanted: bool, num_elems: int, dtype_name: str) -> Any:
-    if torch_wanted:
-        torch = sys.modules["torch"]
-        return torch.empty(num_elems, dtype=getattr(torch, dtype_name))
-    if dtype_name == "bfloat16":
-        try:
-            import ml_dtypes
-        except ImportError as error:
-            raise UsageError("a bfloat16 NumPy array needs the package ml_dtypes") from error
-        return np.empty(num_elems, ml_dtypes.bfloat16)
-    return np.empty(num_elems, dtype_name)
+def _queue(**arrays: ArrayView | None) -> int | None:
+    """Where the core works on the arrays: None on the CPU, else the current stream of the first one's library."""
+    (first_role, first), *others = ((role, array) for role, array in arrays.items() if array)
+    for role, array in others:
+        if array.device != first.device:
+            raise UsageError(
+                f"{first_role} is on {first.device}, {role} on {array.device}; all must be on one device"
+            )
+    return None if first.device == "cpu" else first.stream
 
 
 def _dtype_name(dtype: Any) -> str:
@@ -470,13 +480,18 @@ def _widen(described: ArrayView) -> "np.ndarray[Any, Any]":
     return raw.view(described.dtype_name).astype(np.float32)
 
 
-def _exact_bytes(described: ArrayView) -> Any:
-    out = _new_uint8(described.kind == "torch", described.num_elems * 4)
-    _bytes_of(view(out, writable=True))[:] = _widen(described).view(np.uint8)
-    return out
+def _exact_bytes(described: ArrayView, wire: ArrayView, queue: int | None) -> None:
+    count = described.num_elems
+    if queue is not None:
+        _core.reduce_hop(described.dtype, _SUM, 0, described.ptr, wire.ptr, count, queue)
+    else:
+        _bytes_of(wire)[: 4 * count] = _widen(described).view(np.uint8)
 
 
-def _copy_exact(wire: ArrayView, target: ArrayView) -> None:
+def _copy_exact(wire: ArrayView, target: ArrayView, queue: int | None) -> None:
+    if queue is not None:
+        _core.finish_hops(target.dtype, _SUM, wire.ptr, 1, target.ptr, target.num_elems, queue)
+        return
     values = _bytes_of(wire)[: target.num_elems * 4].view(np.float32)
     raw = _bytes_of(target)
     if target.dtype_name == "bfloat16":
@@ -485,3 +500,12 @@ def _copy_exact(wire: ArrayView, target: ArrayView) -> None:
         raw.view(np.uint16)[:] = np.where(np.isnan(values), 0x7FC0, rounded)
     else:
         raw.view(target.dtype_name)[:] = values
+
+
+def _add_exact(wire: ArrayView, target: ArrayView, queue: int | None) -> None:
+    if queue is not None:
+        count = target.num_elems
+        _core.reduce_hop(_FLOAT32, _SUM, target.ptr, wire.ptr, target.ptr, count, queue)
+        return
+    total = _bytes_of(target).view(np.float32)
+    total += _bytes_of(wire)[: target.num_bytes].view(np.float32)

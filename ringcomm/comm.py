@@ -1,4 +1,4 @@
-"""The communicator: collectives and messages of torch tensors, NumPy and DLPack arrays of one host."""
+"""The communicator: collectives and messages of torch tensors, NumPy, CuPy and DLPack arrays of one host."""
 
 import atexit
 import contextlib
@@ -8,7 +8,9 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,7 @@ from ringcomm.arguments import (
     parts_to_send,
     premul_factor,
     readable,
-    residual_pointer,
+    residual_view,
     row_counts,
     seconds,
     whole_number,
@@ -36,6 +38,7 @@ from ringcomm.arrays import ArrayView, empty_like, view
 from ringcomm.codecs import Codec
 from ringcomm.codecs import codec as parse_codec
 from ringcomm.descriptors import Endpoints
+from ringcomm.device import Devices, device_name
 from ringcomm.errors import AbortedError, UsageError
 from ringcomm.machine import usable_cores
 from ringcomm.meeting import store_among
@@ -77,11 +80,24 @@ class Communicator:
     :meth:`send` and :meth:`recv` are not part of that order: only the two ranks of a message call
     them, and messages and collectives never wait for each other.
 
+    Arrays may be on GPUs: all arrays of a call on the rank's GPU, and then on all ranks. A communicator
+    works on one GPU per rank, that of the first array (or of ``init(device=...)``), and on arrays of the
+    CPU beside it. Results are the CPU's bits. Calls come in the order of the stream that is current in the
+    array's library. How they run depends on the GPUs (``RINGCOMM_CUDA_MODE``, :meth:`explain`):
+
+    - in_kernel: GPUs that reach each other's memory and run at the same time. Calls return when they are
+      queued, and may be captured into a CUDA graph; :meth:`synchronize` waits for the GPU. A failure ends
+      kernels that wait, too; what they write is undefined, and the next call raises.
+    - stepped: several ranks share a GPU, without MPS. Calls block until they are done.
+    - host: GPUs that do not reach each other. Calls go through host memory and block.
+
     Attributes:
         rank: Of this process, 0 to ``world_size - 1``.
         world_size: Number of ranks.
         name: Of the group, as it appears in errors.
         timeout: The deadline of every call, in seconds.
+        device: ``"cuda:<index>"`` once the communicator has been set up for arrays on GPUs, else None.
+        device_mode: ``"in_kernel"``, ``"stepped"`` or ``"host"``, likewise.
     """
 
     def __init__(
@@ -94,6 +110,7 @@ class Communicator:
         buffer_bytes: int,
         first_seq: int = 0,
         num_cores: int | None = None,
+        device: str | None = None,
     ) -> None:
         _core.set_log_sink(_log, env.logger().getEffectiveLevel())
         self.rank = rank
@@ -123,15 +140,22 @@ class Communicator:
             one_shot_limits=endpoints.limits,
         )
         self._collective = self._core.collective
+        self._devices = Devices(self)
         self._encoded_calls = 0  # the step of stochastic rounding
         # Arrays of asynchronous calls, whatever becomes of the caller's references and Work.
-        self._pending: deque[tuple[Any, tuple[Any, ...]]] = deque()
+        self._pending: deque[tuple[Any, Sequence[ArrayView]]] = deque()
         self._messages: dict[Any, tuple[Any, ...]] = {}  # the same of send and recv
         self._messages_limit = _MIN_MESSAGES
         self._pending_lock = threading.Lock()
         _open.add(self)
         if env.logger("INIT").isEnabledFor(logging.INFO):
             env.logger("INIT").info("%s", self._start_line())
+        if device is not None:
+            try:
+                self.use_device(device)
+            except BaseException:
+                self.close()
+                raise
 
     # -- collectives --
 
@@ -186,7 +210,12 @@ class Communicator:
             and factor is None
         ):
             target = view(x, writable=True)
-            if target.contiguous and op in _PLAIN_REDUCE_OPS and algo in _ALGOS:  # the fast path
+            if (
+                target.device == self._devices.host
+                and target.contiguous
+                and op in _PLAIN_REDUCE_OPS
+                and algo in _ALGOS
+            ):  # the fast path
                 self._collective(
                     _ALL_REDUCE,
                     target.ptr,
@@ -202,10 +231,16 @@ class Communicator:
         compress = parse_codec("none" if codec is None else codec)
         reduce_op, algo_id = lookup(op, _REDUCE_OPS, "op"), lookup(algo, _ALGOS, "algo")
         scale = premul_factor(op, factor)
+        if compress.exact and (residual is not None or owner_residual is not None):
+            raise UsageError("a residual needs a codec: nothing is lost in an exact all_reduce")
         target, finish = in_place(x)
+        up, owner = (
+            residual_view(array, target.num_elems, role)
+            for array, role in ((residual, "residual"), (owner_residual, "owner_residual"))
+        )
+        arrays = [array for array in (target, up, owner) if array is not None]
+        stream = self._devices.place(arrays)
         if compress.exact:
-            if residual is not None or owner_residual is not None:
-                raise UsageError("a residual needs a codec: nothing is lost in an exact all_reduce")
             core = self._collective(
                 _ALL_REDUCE,
                 target.ptr,
@@ -218,6 +253,8 @@ class Communicator:
                 tag,
                 async_op,
                 scale,
+                on_device=stream is not None,
+                stream=stream or 0,
             )
         else:
             if step is None:
@@ -233,13 +270,15 @@ class Communicator:
                 compress.rounding == "stochastic",
                 compress.seed,
                 step,
-                residual_pointer(residual, target.num_elems, "residual"),
-                residual_pointer(owner_residual, target.num_elems, "owner_residual"),
+                0 if up is None else up.ptr,
+                0 if owner is None else owner.ptr,
                 algo_id,
                 tag,
                 async_op,
+                on_device=stream is not None,
+                stream=stream or 0,
             )
-        return self._result(core, x, finish, (target, residual, owner_residual))
+        return self._result(core, x, finish, arrays)
 
     def broadcast(self, x: Any, root: int = 0, async_op: bool = False, *, tag: str = "") -> Any:
         """Copies the root's ``x`` into everybody's ``x``, in place.
@@ -259,8 +298,9 @@ class Communicator:
         """
         self._check_root(root)
         target, finish = in_place(x, writable=self.rank != root)
-        core = self._issue("broadcast", target, target.ptr, tag, async_op, root=root)
-        return self._result(core, x, finish, (target,))
+        arrays = (target,)
+        core = self._issue("broadcast", arrays, target, target.ptr, tag, async_op, root=root)
+        return self._result(core, x, finish, arrays)
 
     def reduce(
         self,
@@ -298,10 +338,19 @@ class Communicator:
         else:
             array, finish = readable(x), None
             value, target = None, 0
+        arrays = (array,)
         core = self._issue(
-            "reduce", array, target, tag, async_op, reduce_op=reduce_op, root=root, factor=scale
+            "reduce",
+            arrays,
+            array,
+            target,
+            tag,
+            async_op,
+            reduce_op=reduce_op,
+            root=root,
+            factor=scale,
         )
-        return self._result(core, value, finish, (array,))
+        return self._result(core, value, finish, arrays)
 
     def all_gather(self, x: Any, out: Any = None, async_op: bool = False, *, tag: str = "") -> Any:
         """Gathers every rank's ``x`` on every rank.
@@ -324,13 +373,15 @@ class Communicator:
         source = readable(x)
         if is_list(out):
             parts = parts_to_receive(out, source, self.world_size)
-            core = self._issue("all_gather", source, 0, tag, async_op, receives=parts.spans)
-            return self._result(core, out, None, (source, parts))
+            arrays = (source, *parts.views)
+            core = self._issue("all_gather", arrays, source, 0, tag, async_op, receives=parts.spans)
+            return self._result(core, out, None, arrays)
         if out is None:
             out = empty_like(x, (self.world_size, *source.shape))
         target = output(out, source, source.num_elems * self.world_size)
-        core = self._issue("all_gather", source, target.ptr, tag, async_op)
-        return self._result(core, out, None, (source, target))
+        arrays = (source, target)
+        core = self._issue("all_gather", arrays, source, target.ptr, tag, async_op)
+        return self._result(core, out, None, arrays)
 
     def reduce_scatter(
         self,
@@ -364,16 +415,18 @@ class Communicator:
         reduce_op, scale = lookup(op, _REDUCE_OPS, "op"), premul_factor(op, factor)
         if is_list(x):
             out, parts, target = self._own_part(x, out)
-            address, sends, keep = 0, parts.spans, tuple(parts.views)
+            address, sends, inputs = 0, parts.spans, parts.views
         else:
             source = readable(x)
             rows = equal_parts(source, self.world_size)
             if out is None:
                 out = empty_like(x, (rows, *source.shape[1:]))
             target = output(out, source, source.num_elems // self.world_size)
-            address, sends, keep = source.ptr, None, (source,)
+            address, sends, inputs = source.ptr, None, [source]
+        arrays = (target, *inputs)
         core = self._issue(
             "reduce_scatter",
+            arrays,
             target,
             target.ptr,
             tag,
@@ -383,7 +436,7 @@ class Communicator:
             factor=scale,
             sends=sends,
         )
-        return self._result(core, out, None, (*keep, target))
+        return self._result(core, out, None, arrays)
 
     def gather(
         self, x: Any, root: int = 0, out: Any = None, async_op: bool = False, *, tag: str = ""
@@ -413,15 +466,18 @@ class Communicator:
         if self.rank != root:
             if out is not None:
                 raise UsageError(f"out: only rank {root}, the root, receives; pass None elsewhere")
-            core = self._issue("gather", source, 0, tag, async_op, root=root)
+            core = self._issue("gather", (source,), source, 0, tag, async_op, root=root)
             return self._result(core, None, None, (source,))
         if out is None:
             out = empty_like(x, (self.world_size, *source.shape))
         if not is_list(out):
             output(out, source, source.num_elems * self.world_size)
         parts = parts_to_receive(out, source, self.world_size)
-        core = self._issue("gather", source, 0, tag, async_op, root=root, receives=parts.spans)
-        return self._result(core, out, None, (source, parts))
+        arrays = (source, *parts.views)
+        core = self._issue(
+            "gather", arrays, source, 0, tag, async_op, root=root, receives=parts.spans
+        )
+        return self._result(core, out, None, arrays)
 
     def scatter(
         self, x: Any, root: int = 0, out: Any = None, async_op: bool = False, *, tag: str = ""
@@ -448,10 +504,11 @@ class Communicator:
         self._check_root(root)
         if self.rank == root:
             out, source, target = self._own_part(x, out)
+            arrays = (target, *source.views)
             core = self._issue(
-                "scatter", target, target.ptr, tag, async_op, root=root, sends=source.spans
+                "scatter", arrays, target, target.ptr, tag, async_op, root=root, sends=source.spans
             )
-            return self._result(core, out, None, (source, target))
+            return self._result(core, out, None, arrays)
         if x is not None:
             raise UsageError(f"x: only rank {root}, the root, sends; pass None and out= elsewhere")
         if out is None:
@@ -459,7 +516,7 @@ class Communicator:
                 f"out: pass an array for what rank {self.rank} gets; only the root knows its shape and dtype"
             )
         target = output(out)
-        core = self._issue("scatter", target, target.ptr, tag, async_op, root=root)
+        core = self._issue("scatter", (target,), target, target.ptr, tag, async_op, root=root)
         return self._result(core, out, None, (target,))
 
     def all_to_all(
@@ -499,7 +556,7 @@ class Communicator:
             if out is None:
                 out = empty_like(x, array.shape)
             place = output(out, array, array.num_elems)
-            core = self._issue("all_to_all", array, place.ptr, tag, async_op)
+            core = self._issue("all_to_all", (array, place), array, place.ptr, tag, async_op)
             return self._result(core, out, None, (array, place))
         source = parts_to_send(x, self.world_size, send_counts)
         if out is None and is_list(x):
@@ -517,8 +574,10 @@ class Communicator:
                 raise UsageError("receive_counts: with send_counts, pass these or a list as out")
             out = empty_like(x, shape)
         target = parts_to_receive(out, source.views[0], self.world_size, receive_counts)
+        arrays = (*source.views, *target.views)
         core = self._issue(
             "all_to_all",
+            arrays,
             source.views[0],
             0,
             tag,
@@ -527,7 +586,7 @@ class Communicator:
             sends=source.spans,
             receives=target.spans,
         )
-        return self._result(core, out, None, (source, target))
+        return self._result(core, out, None, arrays)
 
     def barrier(self, async_op: bool = False, *, tag: str = "") -> Any:
         """Blocks until every rank has called it.
@@ -589,7 +648,7 @@ class Communicator:
         if name is None:
             name = f"{self.name}/{group}".encode()[-64:].decode(errors="ignore")
         group_name(name)
-        rows = self.all_gather(np.array([group is not None, group or 0, order]), tag="split colors")
+        rows = self._gather(np.array([group is not None, group or 0, order]), "split colors")
         members = [
             other
             for _, other in sorted((int(rows[r, 2]), r) for r in range(self.world_size))
@@ -609,6 +668,7 @@ class Communicator:
                 first_seq=self._first_seq,
                 num_cores=max(1, self._num_cores * len(members) // self.world_size),
                 global_rank=self._global_rank,
+                device=self.device,
             )
 
     # -- memory --
@@ -645,6 +705,8 @@ class Communicator:
         is on its way. Any number may be pending with ``async_op=True``: ranks that send to all and
         then receive from all in any order never block each other.
 
+        Arrays on GPUs are copied to the host first, and go to the GPU from there when they have come.
+
         Args:
             x: Any array that the collectives take. Not modified; do not change it until the call,
                 or the :class:`Work`, is done.
@@ -663,10 +725,12 @@ class Communicator:
         """
         self._check_message(dst, "dst", tag)
         source = readable(x)
-        core = self._core.send(source.ptr, source.num_bytes, dst, tag, async_op)
+        host = self._devices.fetch(source)
+        address = source.ptr if host is None else host.ctypes.data
+        core = self._core.send(address, source.num_bytes, dst, tag, async_op)
         if not async_op:
             return x
-        self._keep(core, (x, source))
+        self._keep(core, (x, source, host))
         return Work(core, x, lambda: self._release(core), self._interrupted)
 
     def recv(self, x: Any, src: int | None = None, tag: int = 0, async_op: bool = False) -> Any:
@@ -690,18 +754,23 @@ class Communicator:
         """
         self._check_message(0 if src is None else src, "src", tag)
         target, finish = in_place(x)
-        core = self._core.recv(
-            target.ptr, target.num_bytes, -1 if src is None else src, tag, async_op
-        )
-        if not async_op:
+        host = self._devices.room_for(target)
+        address = target.ptr if host is None else host.ctypes.data
+        core = self._core.recv(address, target.num_bytes, -1 if src is None else src, tag, async_op)
+
+        def bring_home() -> None:
+            if host is not None:
+                self._devices.deliver(host, target)
             if finish is not None:
                 finish()
+
+        if not async_op:
+            bring_home()
             return core.source()
-        self._keep(core, (x, target))
+        self._keep(core, (x, target, host))
 
         def complete() -> None:
-            if finish is not None:
-                finish()
+            bring_home()
             self._release(core)
 
         return RecvWork(core, None, complete, self._interrupted)
@@ -715,14 +784,23 @@ class Communicator:
         codec: str | Codec | None = None,
         *,
         symmetric: bool = False,
+        on_device: bool | None = None,
     ) -> Plan:
         """What a call on ``num_bytes`` bytes per rank would do, and why. Sends nothing.
 
         Args:
             symmetric: The array is one of :meth:`empty`.
+            on_device: The array is on a GPU; None: it is if the communicator has been set up for one.
+
+        Raises:
+            UsageError: bad arguments, or ``on_device`` before the first array on a GPU.
         """
         compress = parse_codec("none" if codec is None else codec)
-        return choose(
+        if self._works_on_device(on_device):
+            plan = self._devices.explain(op, num_bytes, compress)
+            if plan is not None:
+                return plan
+        plan = choose(
             op,
             num_bytes,
             self.world_size,
@@ -731,17 +809,42 @@ class Communicator:
             self._limits,
             symmetric,
         )
+        if on_device is not False and self._devices.mode == "host":
+            plan = replace(plan, reason=f"on GPUs, through the host: {plan.reason}")
+        return plan
 
-    def owned(self, num_elems: int) -> list[tuple[int, int]]:
+    def use_device(self, device: Any) -> None:
+        """Sets the communicator up for arrays on a GPU now, not when the first one comes; collective.
+
+        Args:
+            device: As in :func:`ringcomm.init`. Nothing happens if it is the communicator's already.
+
+        Raises:
+            UsageError: the communicator works on another one, or ranks want different things. DeviceError,
+            SystemResourceError: one of them cannot have what it needs; the communicator is as it was.
+            Else as :meth:`all_reduce`.
+        """
+        self._devices.use(device_name(device))
+
+    def owned(self, num_elems: int, *, on_device: bool | None = None) -> list[tuple[int, int]]:
         """The parts of an array whose sums this rank encodes in an ``all_reduce`` with a codec.
 
         Args:
             num_elems: Elements of the array.
+            on_device: As in :meth:`explain`.
 
         Returns:
             Ranges (begin, end) in order; those of ``owner_residual`` that this rank reads and writes.
         """
-        return self._core.encoded_sums(num_elems)
+        return self._core.encoded_sums(num_elems, self._works_on_device(on_device))
+
+    @property
+    def device(self) -> str | None:
+        return self._devices.name
+
+    @property
+    def device_mode(self) -> str | None:
+        return self._devices.mode
 
     def stats(self) -> dict[str, dict[str, float]]:
         """Counters per operation since :func:`ringcomm.init`, or the last :meth:`reset_stats`.
@@ -783,6 +886,16 @@ class Communicator:
         """
         self._core.dump_flight_recorder(os.fspath(path))
 
+    def synchronize(self) -> None:
+        """Blocks until all collectives that this rank has called are done, on its GPU too.
+
+        Not collective. The deadline counts from now on.
+
+        Raises:
+            As :meth:`all_reduce`: also what a kernel found since the last call.
+        """
+        self._devices.synchronize()
+
     # -- the end --
 
     def abort(self, reason: str = "abort() was called") -> None:
@@ -792,6 +905,7 @@ class Communicator:
     def close(self) -> None:
         """Finishes pending asynchronous calls, then leaves. Idempotent, not collective.
 
+        Also waits for the GPU, which a failure of the group or the deadline keeps from waiting for others.
         A pending receive for which no message has come ends with ``AbortedError``. What this rank has
         sent can still be received.
 
@@ -834,6 +948,7 @@ class Communicator:
     def _issue(
         self,
         op: str,
+        arrays: Sequence[ArrayView],
         array: ArrayView,
         target: int,
         tag: str,
@@ -847,7 +962,11 @@ class Communicator:
         sends: list[tuple[int, int]] | None = None,
         receives: list[tuple[int, int]] | None = None,
     ) -> Any:
-        """The call on the core: ``array`` is the input and says dtype and count, unless given apart."""
+        """The call on the core: ``array`` is the input and says dtype and count, unless given apart.
+
+        ``arrays``: all that the call reads or writes.
+        """
+        stream = self._devices.place(arrays)
         return self._collective(
             _OPS[op],
             array.ptr if source is None else source,
@@ -862,6 +981,8 @@ class Communicator:
             factor,
             sends,
             receives,
+            stream is not None,
+            stream or 0,
         )
 
     def _own_part(self, x: Any, out: Any) -> tuple[Any, Parts, ArrayView]:
@@ -874,13 +995,31 @@ class Communicator:
             out = empty_like(x, (rows // self.world_size, *rest))
         return out, source, output(out, source.views[0], source.spans[self.rank][1])
 
-    def _result(self, core: Any, value: Any, finish: Any, keep: tuple[Any, ...]) -> Any:
+    def _gather(self, row: Any, tag: str) -> Any:
+        """all_gather of a NumPy array for what this module does itself: the values are there on return."""
+        rows = self.all_gather(row, tag=tag)
+        if self._devices.host != "cpu":
+            self.synchronize()
+        return rows
+
+    def _works_on_device(self, on_device: bool | None) -> bool:
+        if on_device and self.device is None:
+            raise UsageError(
+                "on_device: this communicator has not been set up for arrays on GPUs yet; pass init(device=...)"
+            )
+        return self.device is not None if on_device is None else on_device
+
+    def _result(self, core: Any, value: Any, finish: Any, keep: Sequence[ArrayView]) -> Any:
+        finish = self._devices.after_call(keep, finish)
         if core is not None:
             with self._pending_lock:
                 while self._pending and self._pending[0][0].done():  # calls finish in order
                     self._pending.popleft()
                 self._pending.append((core, keep))
-            return Work(core, value, finish, self._interrupted)
+            stream = None
+            if keep and keep[0].device != self._devices.host:
+                stream = partial(self._devices.stream_now, keep[0])
+            return Work(core, value, finish, self._interrupted, stream)
         if finish is not None:
             finish()
         return value
@@ -954,6 +1093,7 @@ def connect(
     num_cores: int | None = None,
     global_rank: int | None = None,
     limits: Limits | None = None,
+    device: str | None = None,
 ) -> Communicator:
     """Meets the other ranks through ``store`` and makes the communicator; collective.
 
@@ -961,6 +1101,7 @@ def connect(
         num_cores: How many processors these ranks share; None: all that this process may use.
         global_rank: Of this process in the job, for the flight recorder; None: ``rank``.
         limits: Of one_shot, rank 0's for all; None: what :mod:`ringcomm.tuning` finds.
+        device: Set up for arrays on this GPU now (:func:`ringcomm.device.device_name`); None: when they come.
         store, rank, world_size, prefix, name, timeout, buffer_bytes, first_seq: as
             :func:`ringcomm.rendezvous.rendezvous`, whose errors it raises.
     """
@@ -984,6 +1125,7 @@ def connect(
             buffer_bytes=buffer_bytes,
             first_seq=first_seq,
             num_cores=num_cores,
+            device=device,
         )
 
 

@@ -159,6 +159,27 @@ VARIABLES: dict[str, Variable] = {
             at_least=4,
         ),
         Variable(
+            "RINGCOMM_CUDA_MODE",
+            "str",
+            "auto",
+            "how collectives of arrays on GPUs run (auto: in_kernel if the GPUs can, else stepped, else host)",
+            choices=("auto", "in_kernel", "stepped", "host"),
+        ),
+        Variable(
+            "RINGCOMM_CUDA_SLAB_MIB",
+            "int",
+            32,
+            "MiB of GPU memory per rank that peers write into",
+            at_least=1,
+        ),
+        Variable(
+            "RINGCOMM_DEVICE",
+            "str",
+            None,
+            "simt: the torch backend takes CPU tensors as arrays of emulated GPUs, for tests",
+            choices=("simt",),
+        ),
+        Variable(
             "RINGCOMM_CACHE_DIR",
             "str",
             None,
@@ -184,6 +205,11 @@ VARIABLES: dict[str, Variable] = {
             "bool",
             False,
             "torchrun's agent already serves the store",
+        ),
+        # CuPy's, for ringcomm.cupyx
+        Variable("CUPYX_DISTRIBUTED_HOST", "str", None, "host of ringcomm.cupyx's rendezvous"),
+        Variable(
+            "CUPYX_DISTRIBUTED_PORT", "int", None, "port of ringcomm.cupyx's rendezvous", at_least=1
         ),
         # read only when RANK is not set
         Variable("OMPI_COMM_WORLD_RANK", "int", None, "rank, from Open MPI's mpirun", at_least=0),
@@ -220,12 +246,15 @@ def get(name: Literal["TORCHELASTIC_USE_AGENT_STORE"]) -> bool: ...
 @overload
 def get(name: Literal["TORCHELASTIC_RESTART_COUNT"]) -> int: ...
 @overload
-def get(name: Literal["RINGCOMM_DEBUG"]) -> str: ...
+def get(name: Literal["RINGCOMM_DEBUG", "RINGCOMM_CUDA_MODE"]) -> str: ...
+@overload
+def get(name: Literal["RINGCOMM_CUDA_SLAB_MIB"]) -> int: ...
 @overload
 def get(
     name: Literal[
         "RINGCOMM_SIMD",
         "RINGCOMM_CACHE_DIR",
+        "RINGCOMM_DEVICE",
         "RINGCOMM_DEBUG_SUBSYS",
         "RINGCOMM_DEBUG_FILE",
         "RINGCOMM_TUNING",
@@ -233,6 +262,7 @@ def get(
         "TORCH_FR_DUMP_TEMP_FILE",
         "MASTER_ADDR",
         "TORCHELASTIC_RUN_ID",
+        "CUPYX_DISTRIBUTED_HOST",
     ],
 ) -> str | None: ...
 @overload
@@ -246,6 +276,7 @@ def get(
         "LOCAL_RANK",
         "LOCAL_WORLD_SIZE",
         "MASTER_PORT",
+        "CUPYX_DISTRIBUTED_PORT",
     ],
 ) -> int | None: ...
 @overload

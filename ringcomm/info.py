@@ -26,6 +26,13 @@ from ringcomm.machine import cpu_model, usable_cores
 
 __all__ = ["build_info", "collect", "main", "render", "variables_table"]
 
+# What _core.RUNTIME means.
+_RUNTIMES = {
+    "cuda": "run on CUDA devices",
+    "none": "none: ringcomm was built without CUDA, and GPU arrays are refused",
+    "simt": "run on the CPU, on devices that ringcomm's own tests emulate",
+}
+
 # Variables of others that change what ringcomm sees.
 _FOREIGN_VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "TORCH_CUDA_ARCH_LIST")
 
@@ -43,7 +50,9 @@ def build_info() -> dict[str, Any]:
 def collect() -> dict[str, dict[str, Any]]:
     """Sections of facts. Nothing in it raises: what cannot be had is said in its place.
 
-    Initialises the CUDA driver (no context) when there is one; imports neither torch nor CuPy.
+    Initialises the CUDA driver (no context) when there is one; imports neither torch nor CuPy. The matrix of
+    links says "NVLink" where CUDA says that atomics work between the two devices, "PCIe" where it only says that one
+    reaches the other's memory, and "none" where it does not.
     """
     build = build_info() or {"summary": "missing: ringcomm was not built by its setup.py"}
     return {
@@ -139,11 +148,14 @@ def _pidfd() -> str:
 
 def _cuda(built_for: str) -> dict[str, Any]:
     try:
-        probe = import_module("ringcomm._core").cuda_probe()
+        core = import_module("ringcomm._core")
     except ImportError as error:
         return {"devices": f"unknown: {error}"}
+    probe = core.cuda_probe()
+    version = _cuda_version(probe.runtime_version)
     facts: dict[str, Any] = {
-        "runtime": _cuda_version(probe.runtime_version) or "none in this build",
+        "kernels": _RUNTIMES[core.RUNTIME],
+        "runtime": version or "none in this build",
         "driver": _cuda_version(probe.driver_version) or "none",
         "devices": probe.count or f"none: {probe.reason}",
     }
@@ -153,11 +165,27 @@ def _cuda(built_for: str) -> dict[str, Any]:
             f"{device.name}, compute capability {major}.{minor}, "
             f"{device.total_bytes / 2**30:.1f} GiB, {device.num_multiprocessors} multiprocessors"
         )
-        if not runs_on(built_for, major, minor):
+        if core.RUNTIME == "cuda" and not runs_on(built_for, major, minor):
             facts[f"device_{idx}"] += (
                 f" -- NOT in this build: rebuild with TORCH_CUDA_ARCH_LIST={major}.{minor}"
             )
+    if probe.count > 1:
+        facts |= _links(probe.count, core.link_between)
     return facts
+
+
+def _links(count: int, link_between: Callable[[int, int], str]) -> dict[str, str]:
+    """The matrix of links, a row per device."""
+
+    def cell(device: int, peer: int) -> str:
+        return "-" if device == peer else _or_reason(lambda: link_between(device, peer))
+
+    header = "".join(f"{peer:<8}" for peer in range(count))
+    rows = {"links": f"to device {header}".rstrip()}
+    for device in range(count):
+        cells = "".join(f"{cell(device, peer):<8}" for peer in range(count))
+        rows[f"links_{device}"] = f"{'':<10}{cells}".rstrip()
+    return rows
 
 
 def _cuda_version(number: int) -> str:

@@ -1,4 +1,4 @@
-"""A store among ranks that share a communicator already."""
+"""How ranks that share a communicator already meet once more: over a store, or to hand out descriptors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from ringcomm.errors import SystemResourceError
+from ringcomm.rendezvous import rendezvous
 from ringcomm.store import TCPStore
 
-__all__ = ["store_among"]
+__all__ = ["descriptors_among", "store_among"]
 
 
 @contextmanager
@@ -37,7 +38,7 @@ def store_among(comm: Any, members: list[int], what: str) -> Iterator[TCPStore |
                 port = server.port
             except (OSError, RuntimeError):  # the others must not wait for it
                 port = -1
-        ports = comm.all_gather(np.array([port]), tag=f"{what} ports")
+        ports = comm._gather(np.array([port]), f"{what} ports")
         if len(members) < 2:
             yield None
             return
@@ -57,3 +58,35 @@ def store_among(comm: Any, members: list[int], what: str) -> Iterator[TCPStore |
     finally:
         if server is not None:
             server.close()
+
+
+@contextmanager
+def descriptors_among(comm: Any, fd: int, num_bytes: int, what: str) -> Iterator[list[int]]:
+    """The descriptors that all ranks of ``comm`` brought, by rank; collective.
+
+    Args:
+        comm: The communicator.
+        fd: This rank's; borrowed.
+        num_bytes: Of what the descriptors stand for, the same on all ranks.
+        what: For errors and tags, at most 17 bytes.
+
+    Yields:
+        Descriptors of this process, which end with the context.
+
+    Raises:
+        SystemResourceError: no sockets or descriptors. Else as any collective.
+    """
+    with (
+        store_among(comm, list(range(comm.world_size)), what) as store,
+        rendezvous(
+            store,
+            comm.rank,
+            comm.world_size,
+            prefix=what,
+            name=comm.name,
+            timeout=comm.timeout,
+            buffer_bytes=num_bytes,
+            segment_fd=fd,
+        ) as endpoints,
+    ):
+        yield endpoints.staging_fds

@@ -7,7 +7,7 @@ from ringcomm import _core
 from ringcomm.codecs import Codec
 from ringcomm.errors import UsageError
 
-__all__ = ["Plan", "choose", "one_shot_limit"]
+__all__ = ["Plan", "choose", "encoded_wire_bytes", "one_shot_limit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +73,15 @@ def choose(
         _core.OPS[op], num_bytes, world_size, not codec.exact, symmetric, inline_bytes, limits
     )
     if not codec.exact:
-        num_elems = num_bytes // 4
-        both = codec.wire_bytes(num_elems) + codec.wire_bytes(num_elems, down=True)
-        wire_bytes = -(-(world_size - 1) * both // world_size)
+        wire_bytes = encoded_wire_bytes(codec, num_bytes, world_size)
     return Plan(op, num_bytes, world_size, algo, codec.spec, wire_bytes, reason)
+
+
+def encoded_wire_bytes(codec: Codec, num_bytes: int, world_size: int) -> int:
+    """What a rank hands to its peers in an all_reduce of ``num_bytes / 4`` values with a codec."""
+    num_elems = num_bytes // 4
+    both = codec.wire_bytes(num_elems) + codec.wire_bytes(num_elems, down=True)
+    return -(-(world_size - 1) * both // world_size)
 
 
 def one_shot_limit(

@@ -9,9 +9,9 @@ import numpy as np
 
 from ringcomm import _core
 from ringcomm.arrays import from_buffer, item_bytes
+from ringcomm.device import SIMT
 from ringcomm.errors import SystemResourceError, UsageError
-from ringcomm.meeting import store_among
-from ringcomm.rendezvous import rendezvous
+from ringcomm.meeting import descriptors_among
 
 __all__ = ["allocate"]
 
@@ -21,6 +21,10 @@ def allocate(comm: Any, shape: int | Sequence[int], dtype: Any) -> Any:
     sizes = (shape,) if isinstance(shape, int) else tuple(shape)
     if any(not isinstance(size, int) or size < 0 for size in sizes):
         raise UsageError(f"shape: {shape!r}, expected whole numbers >= 0")
+    if comm.device == SIMT:
+        raise UsageError(
+            "empty: it makes arrays of the host, and this communicator's are the emulated GPU's"
+        )
     num_bytes = math.prod(sizes) * item_bytes(dtype)
     fd, problem = -1, None
     try:
@@ -57,17 +61,5 @@ def _agree(comm: Any, wanted: Any, problem: SystemResourceError | None) -> None:
 
 
 def _map(comm: Any, fd: int, num_bytes: int) -> Any:
-    with (
-        store_among(comm, list(range(comm.world_size)), "empty") as store,
-        rendezvous(
-            store,
-            comm.rank,
-            comm.world_size,
-            prefix="empty",
-            name=comm.name,
-            timeout=comm.timeout,
-            buffer_bytes=num_bytes,
-            segment_fd=fd,
-        ) as endpoints,
-    ):
-        return comm._core.map_symmetric(num_bytes, endpoints.staging_fds)
+    with descriptors_among(comm, fd, num_bytes, "empty") as fds:
+        return comm._core.map_symmetric(num_bytes, fds)

@@ -13,12 +13,18 @@ class Work:
     """The handle of an asynchronous call. May be dropped: the call goes on."""
 
     def __init__(
-        self, core: Any, result: Any, finish: Any, interrupted: Callable[[BaseException], None]
+        self,
+        core: Any,
+        result: Any,
+        finish: Any,
+        interrupted: Callable[[BaseException], None],
+        stream: Callable[[], int] | None = None,
     ) -> None:
         self._core = core
         self._result = result
         self._finish = finish  # copies a temporary back; runs once, in the first wait()
         self._interrupted = interrupted  # tells the peers that a signal ended the wait
+        self._stream = stream  # of arrays on a GPU: the caller's current one
         self._lock = threading.Lock()
 
     def done(self) -> bool:
@@ -27,6 +33,9 @@ class Work:
 
     def wait(self, timeout: float | None = None) -> Any:
         """Blocks until the call has finished and returns what the synchronous call returns.
+
+        Of a call on arrays on GPUs in in-kernel mode it does not block for the GPU: what is queued on the
+        library's current stream from now on comes after the call.
 
         Args:
             timeout: Seconds; None waits for as long as the communicator's own deadline allows.
@@ -38,7 +47,10 @@ class Work:
                 communicator for all ranks, as it does in a synchronous call.
         """
         try:
-            finished = self._core.wait(-1.0 if timeout is None else timeout)
+            finished = self._core.wait(
+                -1.0 if timeout is None else timeout,
+                None if self._stream is None else self._stream(),
+            )
         except RingcommError:
             raise
         except BaseException as error:  # a signal handler raised: KeyboardInterrupt, as a rule

@@ -17,8 +17,8 @@ def case_names(cases):
     return [line[4 : line.index("(")] for line in ours]
 
 
-def environment(**variables):
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+def environment(package=ROOT, **variables):
+    path = os.pathsep.join([str(package), str(ROOT), os.environ.get("PYTHONPATH", "")])
     return {
         **os.environ,
         "PYTHONPATH": path,
@@ -31,8 +31,9 @@ def environment(**variables):
 class Group:
     """Runs all wanted cases at once, when the first of them is asked for."""
 
-    def __init__(self, backend, file, world_size, names, directory, **variables):
+    def __init__(self, backend, file, world_size, names, directory, package=ROOT, **variables):
         self.backend = backend
+        self.package = package  # the folder whose ringcomm they import, see tests/simt/emulated.py
         self.file = file
         self.world_size = world_size
         self.names = names
@@ -62,8 +63,8 @@ class Group:
                     processes.append(
                         subprocess.Popen(
                             [*map(str, command), *self.names],
-                            env=environment(**self.variables),
-                            cwd=ROOT,
+                            env=environment(self.package, **self.variables),
+                            cwd=self.package,
                             stdout=log,
                             stderr=subprocess.STDOUT,
                         )

@@ -33,6 +33,7 @@ PYTHON_LAYERS: list[set[str]] = [
         "arrays",
         "codecs",
         "descriptors",
+        "device",
         "meeting",
         "plan",
         "rendezvous",

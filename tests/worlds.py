@@ -105,9 +105,14 @@ class Running:
 
 
 class Worlds:
-    """A pool of rank processes, forked from one nursery. A context manager."""
+    """A pool of rank processes, forked from one nursery. A context manager.
 
-    def __init__(self) -> None:
+    Args:
+        package: The folder whose ``ringcomm`` they import; see tests/simt/emulated.py.
+        variables: Environment variables of theirs.
+    """
+
+    def __init__(self, package: Path = ROOT, **variables: str) -> None:
         self.directory = tempfile.mkdtemp(prefix="rc-tests-")
         ours, theirs = socket.socketpair()
         self._orders = ours
@@ -119,8 +124,9 @@ class Worlds:
             },
             "OPENBLAS_NUM_THREADS": "1",
             "RINGCOMM_TUNING": "off",
-            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
+            "PYTHONPATH": os.pathsep.join([str(package), str(ROOT), *filter(None, sys.path)]),
             "TMPDIR": self.directory,
+            **variables,
         }
         for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
             environment.pop(name, None)
@@ -128,7 +134,7 @@ class Worlds:
             [sys.executable, "-m", "tests.nursery", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             env=environment,
-            cwd=ROOT,
+            cwd=package,
             start_new_session=True,
         )
         theirs.close()

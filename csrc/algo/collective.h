@@ -110,6 +110,18 @@ int64_t staged_broadcast(ShmGroup& group, const Collective& call);
 int64_t staged_all_gather(ShmGroup& group, const Collective& call);
 int64_t staged_reduce_scatter(ShmGroup& group, const Collective& call);
 // inline_limit: up to how many bytes for others a rank puts beside its flag if they fit; the same on all ranks.
+// What goes to and comes from every rank in an exchange: world_size parts each, also of a gather or scatter.
+struct ExchangeParts {
+  std::vector<SendPart> sends;
+  std::vector<ReceivePart> receives;
+
+  static ExchangeParts of(const Collective& call, int world_size);
+};
+// Writes their counts into the inline payload, before announce().
+void write_counts(ShmGroup& group, const ExchangeParts& parts);
+// After wait_all_announced(): fails the group unless every rank sends what the others expect. Returns the largest part
+// between any two ranks, in elements.
+int64_t check_counts(ShmGroup& group);
 int64_t exchange(ShmGroup& group, const Collective& call, int64_t inline_limit);
 int64_t direct(ShmGroup& group, const Collective& call);
 

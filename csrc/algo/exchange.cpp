@@ -29,6 +29,10 @@ namespace {
 // Segment 0 comes with the announcement.
 constexpr uint32_t step_of(int64_t segment) { return static_cast<uint32_t>(segment); }
 
+ExchangeCounts counts_of(ShmGroup& group, int rank) {
+  return ExchangeCounts::at(group.inline_payload(rank), group.world_size());
+}
+
 class Exchange {
  public:
   Exchange(ShmGroup& group, const Collective& call, int64_t inline_limit)
@@ -39,28 +43,23 @@ class Exchange {
         inline_bytes_(std::min(group.inline_bytes() - ExchangeCounts::bytes(world_size_), inline_limit) +
                       ExchangeCounts::bytes(world_size_)),
         elem_bytes_(static_cast<int64_t>(dtype_size(call.dtype))),
-        sends_(call.sends),
-        receives_(call.receives),
+        parts_(ExchangeParts::of(call, world_size_)),
         outgoing_(static_cast<size_t>(world_size_)),
-        incoming_(static_cast<size_t>(world_size_)) {
-    sends_.resize(static_cast<size_t>(world_size_));
-    receives_.resize(static_cast<size_t>(world_size_));
-    if (call.op == OpKind::gather) sends_[static_cast<size_t>(call.root)] = {call.input, call.count};
-    if (call.op == OpKind::scatter) receives_[static_cast<size_t>(call.root)] = {call.output, call.count};
-  }
+        incoming_(static_cast<size_t>(world_size_)) {}
 
   // Returns the bytes that this rank sent.
   int64_t run() {
     announce();
     group_.wait_all_announced();
-    check_counts();
+    check_counts(group_);
     find_incoming();
     if (max_segments_ > 1) {
       staging_.emplace(group_, op_, false, max_segments_ * group_.buffer_bytes(), max_segments_ - 1);
     }
     const size_t self = static_cast<size_t>(rank_);
-    for (const ReceivePart& part : receives_) output_bytes_ += part.count * elem_bytes_;
-    copy_to_output(receives_[self].data, sends_[self].data, sends_[self].count * elem_bytes_, output_bytes_);
+    for (const ReceivePart& part : parts_.receives) output_bytes_ += part.count * elem_bytes_;
+    const SendPart& own = parts_.sends[self];
+    copy_to_output(parts_.receives[self].data, own.data, own.count * elem_bytes_, output_bytes_);
 
     for (int64_t segment = 0; segment < own_segments_; ++segment) {
       for (int hop = 1; hop < world_size_; ++hop) read((rank_ + hop) % world_size_, segment);
@@ -78,9 +77,9 @@ class Exchange {
     int64_t num_segments = 1;
   };
 
-  ExchangeCounts counts_of(int rank) { return ExchangeCounts::at(group_.inline_payload(rank), world_size_); }
   ExchangeLayout layout_of(int rank) {
-    return ExchangeLayout(counts_of(rank).sends, elem_bytes_, rank, world_size_, inline_bytes_, group_.buffer_bytes());
+    return ExchangeLayout(counts_of(group_, rank).sends, elem_bytes_, rank, world_size_, inline_bytes_,
+                          group_.buffer_bytes());
   }
   // Where `rank` puts a segment of what it sends.
   uint8_t* place(int rank, bool is_inline, int64_t segment) {
@@ -89,11 +88,7 @@ class Exchange {
   }
 
   void announce() {
-    const ExchangeCounts counts = counts_of(rank_);
-    for (int peer = 0; peer < world_size_; ++peer) {
-      counts.sends[peer] = sends_[static_cast<size_t>(peer)].count;
-      counts.receives[peer] = receives_[static_cast<size_t>(peer)].count;
-    }
+    write_counts(group_, parts_);
     const ExchangeLayout layout = layout_of(rank_);
     for (int dest = 0; dest < world_size_; ++dest) outgoing_[static_cast<size_t>(dest)] = layout.lane(dest);
     is_inline_ = layout.is_inline();
@@ -101,21 +96,6 @@ class Exchange {
     bytes_sent_ = layout.total();
     stage(0);
     group_.announce();
-  }
-
-  // Every rank compares every pair, so all raise the same sentence, in this call.
-  void check_counts() {
-    for (int from = 0; from < world_size_; ++from) {
-      const int64_t* sends = counts_of(from).sends;
-      for (int to = 0; to < world_size_; ++to) {
-        const int64_t expected = counts_of(to).receives[from];
-        if (sends[to] == expected) continue;
-        group_.fail(Error(ErrorKind::mismatch,
-                          concat("ranks of group '", group_.name(), "' disagree in ", group_.describe_current(),
-                                 ": rank ", from, " sends ", sends[to], " elements to rank ", to, ", which expects ",
-                                 expected, ". Nothing was received. ", kCommunicatorLost)));
-      }
-    }
   }
 
   void find_incoming() {
@@ -135,7 +115,7 @@ class Exchange {
       const size_t dest = static_cast<size_t>((rank_ + hop) % world_size_);
       const Range range = outgoing_[dest].range(segment);
       uint8_t* const to = place(rank_, is_inline_, segment) + outgoing_[dest].offset;
-      const uint8_t* const from = bytes_at(sends_[dest].data, range.begin);
+      const uint8_t* const from = bytes_at(parts_.sends[dest].data, range.begin);
       if (segment == 0) {
         copy_bytes(to, from, range.count());
       } else {
@@ -151,7 +131,7 @@ class Exchange {
     if (segment > 0 && (reads || is_read)) group_.wait_step(peer, step_of(segment));
     if (!reads) return;
     const Range range = incoming.lane.range(segment);
-    uint8_t* const to = bytes_at(receives_[static_cast<size_t>(peer)].data, range.begin);
+    uint8_t* const to = bytes_at(parts_.receives[static_cast<size_t>(peer)].data, range.begin);
     uint8_t* const from = place(peer, incoming.is_inline, segment) + incoming.lane.offset;
     if (segment == 0) return copy_to_output(to, from, range.count(), output_bytes_);
     staging_->timed(segment - 1, range.count(), [&] {
@@ -166,8 +146,7 @@ class Exchange {
   const int world_size_;
   const int64_t inline_bytes_;  // counts included
   const int64_t elem_bytes_;
-  std::vector<SendPart> sends_;        // by rank
-  std::vector<ReceivePart> receives_;  // by rank
+  const ExchangeParts parts_;
   std::vector<ExchangeLayout::Lane> outgoing_;
   std::vector<Incoming> incoming_;
   std::optional<StagingAccess> staging_;  // of the segments after 0, once their number is known
@@ -180,6 +159,41 @@ class Exchange {
 };
 
 }  // namespace
+
+ExchangeParts ExchangeParts::of(const Collective& call, int world_size) {
+  ExchangeParts parts{call.sends, call.receives};
+  parts.sends.resize(static_cast<size_t>(world_size));
+  parts.receives.resize(static_cast<size_t>(world_size));
+  if (call.op == OpKind::gather) parts.sends[static_cast<size_t>(call.root)] = {call.input, call.count};
+  if (call.op == OpKind::scatter) parts.receives[static_cast<size_t>(call.root)] = {call.output, call.count};
+  return parts;
+}
+
+void write_counts(ShmGroup& group, const ExchangeParts& parts) {
+  const ExchangeCounts counts = counts_of(group, group.rank());
+  for (int peer = 0; peer < group.world_size(); ++peer) {
+    counts.sends[peer] = parts.sends[static_cast<size_t>(peer)].count;
+    counts.receives[peer] = parts.receives[static_cast<size_t>(peer)].count;
+  }
+}
+
+// Every rank compares every pair, so all raise the same sentence, in this call.
+int64_t check_counts(ShmGroup& group) {
+  int64_t largest = 0;
+  for (int from = 0; from < group.world_size(); ++from) {
+    const int64_t* sends = counts_of(group, from).sends;
+    for (int to = 0; to < group.world_size(); ++to) {
+      const int64_t expected = counts_of(group, to).receives[from];
+      largest = std::max(largest, expected);
+      if (sends[to] == expected) continue;
+      group.fail(Error(ErrorKind::mismatch,
+                       concat("ranks of group '", group.name(), "' disagree in ", group.describe_current(), ": rank ",
+                              from, " sends ", sends[to], " elements to rank ", to, ", which expects ", expected,
+                              ". Nothing was received. ", kCommunicatorLost)));
+    }
+  }
+  return largest;
+}
 
 int64_t exchange(ShmGroup& group, const Collective& call, int64_t inline_limit) {
   return Exchange(group, call, inline_limit).run();

@@ -1,17 +1,7 @@
-#include <cuda_runtime_api.h>
-
+#include "base/cuda_check.h"
 #include "base/device.h"
 
 namespace ringcomm {
-namespace {
-
-// Also clears the runtime's sticky "last error", which the next launch check would otherwise report.
-std::string describe(const char* call, cudaError_t status) {
-  cudaGetLastError();
-  return std::string(call) + ": " + cudaGetErrorString(status) + " (" + cudaGetErrorName(status) + ")";
-}
-
-}  // namespace
 
 DeviceProbe probe_devices() {
   DeviceProbe probe;
@@ -26,14 +16,14 @@ DeviceProbe probe_devices() {
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess) {
-    probe.reason = describe("cudaGetDeviceCount", status);
+    probe.reason = "cudaGetDeviceCount: " + cuda_error_text(status);
     return probe;
   }
   for (int device = 0; device < count; ++device) {
     cudaDeviceProp properties;
     const cudaError_t device_status = cudaGetDeviceProperties(&properties, device);
     if (device_status != cudaSuccess) {
-      probe.reason = describe("cudaGetDeviceProperties", device_status);
+      probe.reason = "cudaGetDeviceProperties: " + cuda_error_text(device_status);
       probe.devices.clear();
       return probe;
     }

@@ -15,6 +15,8 @@
 #include <simt/launch.h>
 #else
 #include <cuda_runtime.h>
+
+#include "base/cuda_check.h"
 #endif
 
 // Declares `name`, a T* to the dynamic shared memory of the launch, 16-byte aligned.
@@ -46,12 +48,8 @@ void launch(const char* name, const LaunchShape& shape, Stream stream, void (*ke
   // clang-format off: it takes the brackets apart
   kernel<<<shape.grid, shape.block, shape.shared_bytes, stream>>>(static_cast<Params>(args)...);
   // clang-format on
-  const cudaError_t status = cudaGetLastError();
-  if (status != cudaSuccess) {
-    RC_FAIL(device, "kernel ", name, " was not launched: ", cudaGetErrorString(status), " (", cudaGetErrorName(status),
-            "), with ", shape.grid.x, " blocks of ", shape.block.x, " threads and ", shape.shared_bytes,
-            " bytes of shared memory");
-  }
+  RC_CUDA(cudaGetLastError(), "kernel ", name, " was not launched, with ", shape.grid.x, " blocks of ", shape.block.x,
+          " threads and ", shape.shared_bytes, " bytes of shared memory");
 #endif
 }
 
@@ -64,11 +62,8 @@ void load_kernel(const char* name, void (*kernel)(Params...)) {
   static_cast<void>(kernel);
 #else
   cudaFuncAttributes attributes;
-  const cudaError_t status = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel));
-  if (status != cudaSuccess) {
-    RC_FAIL(device, "kernel ", name, " cannot be loaded: ", cudaGetErrorString(status), " (", cudaGetErrorName(status),
-            "); is ringcomm built for this GPU?");
-  }
+  RC_CUDA(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)), "kernel ", name,
+          " cannot be loaded (is ringcomm built for this GPU?)");
 #endif
 }
 

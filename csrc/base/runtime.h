@@ -1,8 +1,10 @@
 // The CUDA runtime as the rest of ringcomm uses it: devices, memory that peers can map, streams, events. Twins:
-// base/runtime_cuda.cu; base/runtime_nocuda.cpp, in a build without CUDA; and one that tests/simt puts in their place,
-// which executes kernels on the CPU. Nothing else calls the CUDA runtime or driver, but base/launch.h.
+// base/runtime_cuda.cu with base/shared_memory_cuda.cu; base/runtime_nocuda.cpp, in a build without CUDA; and
+// tests/simt/runtime, where kernels run on the CPU. Nothing else calls the CUDA runtime or driver, but base/launch.h
+// and base/device.h.
 //
-// Failures throw DeviceError. No function waits for a device unless it says so.
+// Failures throw DeviceError. No function waits for a device unless it says so; freeing memory always does, for all
+// that runs there.
 #pragma once
 
 #include <array>
@@ -15,12 +17,14 @@
 
 namespace ringcomm::runtime {
 
+// Which twin this is: "cuda", "none", or "simt" for the one of tests/simt.
+const char* name();
 // Whether there is a device to run on; else why not.
 bool available(std::string* reason = nullptr);
 int device_count();
 int current_device();
 
-// Makes a device current for a scope.
+// Makes a device current for a scope; afterwards the one before, unless this process had not used it.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device);
@@ -38,7 +42,7 @@ DeviceUuid device_uuid(int device);
 int num_multiprocessors(int device);
 // Whether kernels on `device` can reach memory of `peer` (true if they are the same); also enables it.
 bool enable_peer_access(int device, int peer);
-// For people: "same", "NVLink", "PCIe" (peer access), "none".
+// For people: "same", "NVLink" (peer access with atomics), "PCIe" (without), "none".
 std::string link_between(int device, int peer);
 // Whether processes that share this GPU run kernels at the same time (the MPS daemon is there).
 bool shares_device_concurrently(int device);
@@ -50,10 +54,10 @@ int device_of(const void* address);
 struct MemoryHandle {
   enum class Kind : uint32_t { none = 0, descriptor = 1, legacy = 2 };
   Kind kind;
-  int32_t pid;         // of the owner: its threads use `address`
-  uint64_t address;    // in the owner
-  int64_t num_bytes;   // as allocated
-  int32_t device;      // in the owner
+  int32_t pid;        // of the owner: its threads use `address`
+  uint64_t address;   // in the owner
+  int64_t num_bytes;  // as allocated
+  int32_t device;     // in the owner
   DeviceUuid uuid;
   uint8_t legacy[64];  // cudaIpcMemHandle_t
 };
@@ -64,7 +68,8 @@ class SharedMemory {
  public:
   SharedMemory();
   static SharedMemory allocate(int device, int64_t num_bytes);
-  // fd: what the owner's export_descriptor() became here, or -1; borrowed. In the owner's own process nothing is mapped.
+  // fd: what the owner's export_descriptor() became here, or -1; borrowed. In the owner's own process nothing is
+  // mapped.
   static SharedMemory open(int device, const MemoryHandle& handle, int fd);
   SharedMemory(SharedMemory&& other) noexcept;
   SharedMemory& operator=(SharedMemory&& other) noexcept;

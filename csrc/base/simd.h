@@ -24,7 +24,7 @@ const char* simd_level_name(SimdLevel level);
 
 }  // namespace ringcomm
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(RC_BASELINE_ONLY)
 #define RC_HAVE_X86_LEVELS 1
 // Picks `table` from the namespace of the level in use.
 #define RC_SIMD_DISPATCH(table)                                                \

@@ -86,6 +86,8 @@ Request make_request(const rc_call& from, int world_size) {
   call.factor = from.factor;
   call.timeout_s = from.timeout_s;
   call.wait_all_ranks = from.wait_all_ranks != 0;
+  call.on_device = from.on_device != 0;
+  call.stream = static_cast<Stream>(from.stream);
   for (int rank = 0; from.sends != nullptr && rank < world_size; ++rank)
     call.sends.push_back({from.sends[rank].data, from.sends[rank].count});
   for (int rank = 0; from.receives != nullptr && rank < world_size; ++rank)
@@ -157,6 +159,12 @@ const rc_table kTable = {
         if (const std::optional<Error> fault = communicator(comm)->fault()) throw *fault;
       });
     },
+    [](rc_comm* comm) -> rc_device_mode {
+      const std::shared_ptr<DeviceGroup> devices = communicator(comm)->devices();
+      if (!devices) return RC_DEVICE_NONE;
+      return devices->queues() ? RC_DEVICE_QUEUES : RC_DEVICE_BLOCKS;
+    },
+    [](rc_comm* comm, rc_error* error) { return guarded(error, [&] { communicator(comm)->synchronize(); }); },
 };
 
 }  // namespace

@@ -14,7 +14,7 @@ extern "C" {
 #endif
 
 // A table of version N has the functions of N at their places; a newer core may append more.
-#define RC_TABLE_VERSION 1
+#define RC_TABLE_VERSION 2
 #define RC_TABLE_CAPSULE "ringcomm._core.c_table"
 #define RC_COMM_CAPSULE "ringcomm._core.Communicator"
 
@@ -33,6 +33,13 @@ enum {
   RC_WIRE = 7,
   RC_SYSTEM = 8,
   RC_INTERRUPTED = 100,  // a signal handler raised: the Python error of this thread is set
+};
+
+typedef int32_t rc_device_mode;
+enum {
+  RC_DEVICE_NONE = -1,
+  RC_DEVICE_BLOCKS = 0,  // run() returns when they are done
+  RC_DEVICE_QUEUES = 1,  // run() returns when they are queued on the stream
 };
 
 typedef struct rc_error {
@@ -63,6 +70,9 @@ typedef struct rc_call {
   double factor;            // of premul_sum
   double timeout_s;         // 0: the communicator's
   const char* tag;          // null: none
+  void* stream;             // cudaStream_t; with on_device
+  uint32_t on_device;       // memory is that of this rank's GPU
+  uint32_t reserved;
 } rc_call;
 
 // Called once when a call has ended: `error` is null on success and valid only during the callback;
@@ -105,6 +115,11 @@ typedef struct rc_table {
   rc_status (*set_timeout)(rc_comm* comm, double timeout_s, rc_error* error);
   // What every later call would fail with; RC_OK: nothing.
   rc_status (*fault)(rc_comm* comm, rc_error* error);
+
+  // How calls on GPUs end: RC_DEVICE_NONE, before this communicator has any; else as the group agreed.
+  rc_device_mode (*device_mode)(rc_comm* comm);
+  // Returns when all calls on GPUs that run() has queued are done.
+  rc_status (*finish_device)(rc_comm* comm, rc_error* error);
 } rc_table;
 
 #ifdef __cplusplus

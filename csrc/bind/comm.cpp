@@ -35,6 +35,11 @@ Request make_request(int op, uintptr_t input, uintptr_t output, int64_t count, i
   return request;
 }
 
+void put_on_device(Request& request, bool on_device, uintptr_t stream) {
+  request.call.on_device = on_device;
+  request.call.stream = pointer<CUstream_st>(stream);
+}
+
 // By rank: address and elements.
 using Parts = std::vector<std::pair<uintptr_t, int64_t>>;
 
@@ -101,7 +106,7 @@ void delete_without_gil(Communicator* comm) {
 // Runs now, or returns the Work of an asynchronous call.
 py::object issue(Communicator& comm, const Request& request, const std::string& tag, bool async_op) {
   const Algo* algo = request.algo ? &*request.algo : nullptr;
-  if (async_op) return py::cast(comm.submit(request.call, algo, tag));
+  if (async_op) return py::cast(without_gil([&] { return comm.submit(request.call, algo, tag); }));
   without_gil([&] { comm.run(request.call, algo, tag); });
   return py::none();
 }
@@ -221,10 +226,14 @@ void bind_comm(py::module_& module) {
       .def("source", &Work::source)
       .def(
           "wait",
-          [](const Work& work, double timeout) {
-            return without_gil([&] { return work.wait(timeout, check_python_signals); });
+          [](const Work& work, double timeout, const std::optional<uintptr_t>& stream) {
+            return without_gil([&] {
+              if (!work.wait(timeout, check_python_signals)) return false;
+              if (stream) work.hold_back(pointer<CUstream_st>(*stream));
+              return true;
+            });
           },
-          py::arg("timeout") = -1.0);
+          py::arg("timeout") = -1.0, py::arg("stream") = py::none());
 
   module.def("exchange_layout", &exchange_layout, py::arg("send_counts"), py::arg("elem_bytes"), py::arg("rank"),
              py::arg("inline_bytes"), py::arg("buffer_bytes"));
@@ -276,17 +285,19 @@ void bind_comm(py::module_& module) {
           "collective",
           [](Communicator& comm, int op, uintptr_t input, uintptr_t output, int64_t count, int dtype, int reduce_op,
              int root, int algo, const std::string& tag, bool async_op, double factor,
-             const std::optional<Parts>& sends, const std::optional<Parts>& receives) {
+             const std::optional<Parts>& sends, const std::optional<Parts>& receives, bool on_device,
+             uintptr_t stream) {
             Request request = make_request(op, input, output, count, dtype, reduce_op, root, algo);
             request.call.factor = factor;
             if (sends) request.call.sends = parts<SendPart, const void>(*sends);
             if (receives) request.call.receives = parts<ReceivePart, void>(*receives);
+            put_on_device(request, on_device, stream);
             return issue(comm, request, tag, async_op);
           },
           py::arg("op"), py::arg("input"), py::arg("output"), py::arg("count"), py::arg("dtype id"),
           py::arg("reduce_op") = 0, py::arg("root") = -1, py::arg("algo") = -1, py::arg("tag") = "",
           py::arg("async_op") = false, py::arg("factor") = 1.0, py::arg("sends") = py::none(),
-          py::arg("receives") = py::none())
+          py::arg("receives") = py::none(), py::arg("on_device") = false, py::arg("stream") = 0)
       .def(
           "monitored_barrier",
           [](Communicator& comm, double timeout_s, bool wait_all_ranks, const std::string& tag) {
@@ -300,16 +311,17 @@ void bind_comm(py::module_& module) {
           "all_reduce_encoded",
           [](Communicator& comm, uintptr_t input, uintptr_t output, int64_t count, int dtype, int reduce_op, int up,
              int down, bool stochastic, uint64_t seed, uint64_t step, uintptr_t residual, uintptr_t owner_residual,
-             int algo, const std::string& tag, bool async_op) {
+             int algo, const std::string& tag, bool async_op, bool on_device, uintptr_t stream) {
             Request request =
                 make_request(static_cast<int>(OpKind::all_reduce), input, output, count, dtype, reduce_op, -1, algo);
             request.call.codec = make_codec(up, down, stochastic, seed, step, residual, owner_residual);
+            put_on_device(request, on_device, stream);
             return issue(comm, request, tag, async_op);
           },
           py::arg("input"), py::arg("output"), py::arg("count"), py::arg("dtype id"), py::arg("reduce_op"),
           py::arg("up"), py::arg("down"), py::arg("stochastic") = false, py::arg("seed") = 0, py::arg("step") = 0,
           py::arg("residual") = 0, py::arg("owner_residual") = 0, py::arg("algo") = -1, py::arg("tag") = "",
-          py::arg("async_op") = false)
+          py::arg("async_op") = false, py::arg("on_device") = false, py::arg("stream") = 0)
       .def(
           "send",
           [](Communicator& comm, uintptr_t data, int64_t num_bytes, int dst, int tag, bool async_op) {
@@ -340,14 +352,37 @@ void bind_comm(py::module_& module) {
            })
       .def(
           "encoded_sums",
-          [](const Communicator& comm, int64_t num_elems) {
+          [](const Communicator& comm, int64_t num_elems, bool on_device) {
             RC_CHECK(num_elems >= 0, "num_elems must not be negative, got ", num_elems);
             py::list ranges;
-            for (const Range& range : comm.encoded_sums(num_elems))
+            for (const Range& range : comm.encoded_sums(num_elems, on_device))
               ranges.append(py::make_tuple(range.begin, range.end));
             return ranges;
           },
-          py::arg("num_elems"))
+          py::arg("num_elems"), py::arg("on_device") = false)
+      .def("attach_device", &Communicator::attach_device, py::arg("group"))
+      .def(
+          "choose_device_algo",
+          [](const Communicator& comm, int op, int64_t num_bytes, bool has_codec) {
+            const OpKind kind = checked<OpKind>(op, kNumOps, "operation id");
+            const std::shared_ptr<DeviceGroup> devices = comm.devices();
+            RC_CHECK(devices != nullptr && devices->mode() != DeviceMode::host, "no kernels run these calls");
+            const Choice choice =
+                choose_device_algo(kind, num_bytes, comm.world_size(), has_codec, devices->mode(), devices->layout());
+            return py::make_tuple(algo_name(choice.algo), choice.explanation(),
+                                  exact_wire_bytes(kind, choice.algo, num_bytes, comm.world_size()));
+          },
+          py::arg("op"), py::arg("num_bytes"), py::arg("has_codec"))
+      .def("synchronize", [](Communicator& comm) { without_gil([&] { comm.synchronize(); }); })
+      .def(
+          "copy_across",
+          [](const Communicator& comm, int device, uintptr_t to, uintptr_t from, int64_t num_bytes, uintptr_t stream) {
+            without_gil([&] {
+              comm.copy_across(device, pointer<void>(to), pointer<const void>(from), num_bytes,
+                               pointer<CUstream_st>(stream));
+            });
+          },
+          py::arg("device"), py::arg("to"), py::arg("from_"), py::arg("num_bytes"), py::arg("stream"))
       .def("map_symmetric", &Communicator::map_symmetric, py::arg("num_bytes"), py::arg("fds"))
       .def("reset_stats", &Communicator::reset_stats)
       .def("c_handle", &communicator_capsule)

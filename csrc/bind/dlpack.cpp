@@ -56,6 +56,7 @@ struct DlManagedTensorVersioned {
 
 constexpr uint64_t kDlReadOnly = 1;
 constexpr int32_t kDlCpu = 1;
+constexpr int32_t kDlCuda = 2;
 constexpr uint8_t kDlComplex = 5;
 
 // The start of DLPackExchangeAPI, what __dlpack_c_exchange_api__ of a type points to (dlpack 1.3).
@@ -67,7 +68,7 @@ struct DlExchangeApi {
   const void* export_array;
   const void* import_array;
   int (*describe)(void* array, DlTensor* out);  // borrows all of `out` from the array; 0 or a Python exception
-  const void* current_stream;
+  int (*current_stream)(int32_t device_type, int32_t device_id, void** out);  // likewise; of the calling thread
 };
 
 // NumPy's PyArrayInterface, what __array_struct__ points to.
@@ -140,13 +141,14 @@ py::tuple array_struct_view(const py::capsule& capsule) {
 // Views of one library's arrays without going through their Python attributes, which cost a microsecond.
 struct ArrayViewer {
   static constexpr const char* kName = "ringcomm.ArrayViewer";
-  static constexpr size_t kFields = 10;  // of arrays.ArrayView
+  static constexpr size_t kFields = 11;  // of arrays.ArrayView
 
   const DlExchangeApi* api;
   PyTypeObject* view_type;
   PyObject* fallback;
   PyObject* library;
-  PyObject* device;
+  PyObject* cpu;
+  PyObject* cuda_devices;  // a tuple of names, by index
   PyObject* is_conj;
   PyObject* is_neg;
   int dtypes[32][17];  // the core's, by DLPack's code and bytes; -1: none
@@ -154,7 +156,7 @@ struct ArrayViewer {
   static void destroy(PyObject* capsule) {
     auto* viewer = static_cast<ArrayViewer*>(PyCapsule_GetPointer(capsule, kName));
     for (PyObject* object : {reinterpret_cast<PyObject*>(viewer->view_type), viewer->fallback, viewer->library,
-                             viewer->device, viewer->is_conj, viewer->is_neg}) {
+                             viewer->cpu, viewer->cuda_devices, viewer->is_conj, viewer->is_neg}) {
       Py_DECREF(object);
     }
     delete viewer;
@@ -172,11 +174,17 @@ struct ArrayViewer {
     DlTensor tensor;
     if (api->describe(array, &tensor) != 0) return nullptr;
     const size_t item_bytes = tensor.dtype.bits / 8;
-    if (tensor.device.device_type != kDlCpu || tensor.dtype.lanes != 1 || tensor.dtype.code >= 32 || item_bytes > 16) {
-      return nullptr;
-    }
+    if (tensor.dtype.lanes != 1 || tensor.dtype.code >= 32 || item_bytes > 16) return nullptr;
     const int dtype = dtypes[tensor.dtype.code][item_bytes];
     const uintptr_t address = reinterpret_cast<uintptr_t>(tensor.data) + static_cast<uintptr_t>(tensor.byte_offset);
+    PyObject* device = cpu;
+    void* stream = nullptr;
+    if (tensor.device.device_type != kDlCpu) {
+      device = cuda_device(tensor.device);
+      // An address that is no multiple of item_bytes is for the fallback, too.
+      if (device == nullptr || dtype < 0 || address % item_bytes != 0) return nullptr;
+      if (api->current_stream(kDlCuda, tensor.device.device_id, &stream) != 0) return nullptr;
+    }
     int64_t count = 1;
     for (int i = 0; i < tensor.ndim; ++i) count *= tensor.shape[i];
     if (dtype < 0 || !is_c_contiguous(tensor) || (address == 0 && count != 0)) return nullptr;
@@ -201,7 +209,15 @@ struct ArrayViewer {
     PyTuple_SET_ITEM(result, 7, py::handle(device).inc_ref().ptr());
     PyTuple_SET_ITEM(result, 8, py::handle(array).inc_ref().ptr());
     PyTuple_SET_ITEM(result, 9, shape);
+    PyTuple_SET_ITEM(result, 10, PyLong_FromVoidPtr(stream));
     return result;
+  }
+
+  // The name of a CUDA device; null if it has no short cut. Borrowed.
+  PyObject* cuda_device(const DlDevice& device) const {
+    if (device.device_type != kDlCuda || device.device_id < 0) return nullptr;
+    if (device.device_id >= PyTuple_GET_SIZE(cuda_devices) || api->current_stream == nullptr) return nullptr;
+    return PyTuple_GET_ITEM(cuda_devices, device.device_id);
   }
 
   // viewer(array, writable, role)
@@ -221,7 +237,7 @@ PyMethodDef viewer_method = {"view", reinterpret_cast<PyCFunction>(reinterpret_c
 
 py::object array_viewer(const py::capsule& exchange_api, const py::type& view_type,
                         const std::vector<std::tuple<int, int, int>>& dtypes, const std::string& library,
-                        const py::function& fallback) {
+                        const py::list& cuda_devices, const py::function& fallback) {
   const auto* api = static_cast<const DlExchangeApi*>(PyCapsule_GetPointer(exchange_api.ptr(), "dlpack_exchange_api"));
   if (api == nullptr) throw py::error_already_set();
   if (api->major != 1 || api->describe == nullptr) return fallback;
@@ -230,7 +246,8 @@ py::object array_viewer(const py::capsule& exchange_api, const py::type& view_ty
   viewer->view_type = reinterpret_cast<PyTypeObject*>(py::object(view_type).release().ptr());
   viewer->fallback = py::object(fallback).release().ptr();
   viewer->library = py::str(library).release().ptr();
-  viewer->device = py::str("cpu").release().ptr();
+  viewer->cpu = py::str("cpu").release().ptr();
+  viewer->cuda_devices = py::tuple(cuda_devices).release().ptr();
   viewer->is_conj = PyUnicode_InternFromString("is_conj");
   viewer->is_neg = PyUnicode_InternFromString("is_neg");
   for (auto& row : viewer->dtypes) std::fill(std::begin(row), std::end(row), -1);
@@ -244,7 +261,7 @@ py::object array_viewer(const py::capsule& exchange_api, const py::type& view_ty
 
 void bind_dlpack(py::module_& module) {
   module.def("array_viewer", &array_viewer, py::arg("exchange_api"), py::arg("view_type"), py::arg("dtypes"),
-             py::arg("library"), py::arg("fallback"));
+             py::arg("library"), py::arg("cuda_devices"), py::arg("fallback"));
   module.def("dlpack_view", &dlpack_view, py::arg("capsule"));
   module.def("array_struct_view", &array_struct_view, py::arg("capsule"));
 }

@@ -8,6 +8,10 @@ PYBIND11_MODULE(_core, module) {
   ringcomm::bind::bind_device(module);
   ringcomm::bind::bind_codec(module);
   ringcomm::bind::bind_dlpack(module);
+  ringcomm::bind::bind_device_group(module);
   ringcomm::bind::bind_comm(module);
   ringcomm::bind::bind_c_table(module);
+#if defined(RC_SIMT)
+  ringcomm::bind::bind_simt(module);
+#endif
 }

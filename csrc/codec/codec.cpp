@@ -1,13 +1,10 @@
-// The codec registry: names, sizes, and what codecs take.
+// The codec registry: sizes, and what codecs take.
 #include "codec/codec.h"
 
 #include "base/error.h"
 
 namespace ringcomm {
 namespace {
-
-// Indexed by CodecId.
-constexpr const char* kNames[kNumCodecs] = {"none", "bf16", "fp16", "int8", "int4"};
 
 void check_id(CodecId codec) {
   RC_CHECK(static_cast<int>(codec) < kNumCodecs, "codec id must be below ", kNumCodecs, ", not ",
@@ -23,11 +20,6 @@ void check_call(CodecId codec, int64_t num_elems, DType dtype) {
 }
 
 }  // namespace
-
-const char* codec_name(CodecId codec) {
-  check_id(codec);
-  return kNames[static_cast<int>(codec)];
-}
 
 double bits_per_value(CodecId codec) {
   check_id(codec);

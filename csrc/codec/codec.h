@@ -31,7 +31,6 @@ struct EncodeArgs {
   int64_t first_elem = 0;  // index of input[0] in the whole array, a multiple of kBlockElems
 };
 
-const char* codec_name(CodecId codec);
 // Bits per value without the rounding-up to whole blocks: 32, 16, 16, 8.5, 4.5.
 double bits_per_value(CodecId codec);
 // Bytes that num_elems values take; exact for every count, including 0. none: 4 bytes a value.

@@ -56,12 +56,6 @@ void check_not_forked(uint64_t fork_generation) {
   }
 }
 
-// A rank that makes no call when the others fail dumps as well: it may be the one that they wait for.
-GroupConfig with_dump(GroupConfig config, FlightRecorder& recorder) {
-  if (recorder.dumps_after_failure()) config.on_failure = [&recorder] { recorder.dump_after_failure(false); };
-  return config;
-}
-
 }  // namespace
 
 // ---- Work ----------------------------------------------------------------------------------------
@@ -70,7 +64,17 @@ Work::Work() : fork_generation_(watched_fork_count()) {}
 
 bool Work::done() const {
   std::lock_guard<std::mutex> lock(mutex_);
-  return done_;
+  if (!done_ || !end_ || is_captured_) return done_;
+  try {
+    return end_->passed();
+  } catch (const Error&) {  // of the device; wait() says it
+    return true;
+  }
+}
+
+void Work::hold_back(Stream stream) const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (end_) end_->hold_back(stream);
 }
 
 int Work::source() const {
@@ -97,6 +101,7 @@ bool Work::wait(double timeout_s, const std::function<void()>& check_interrupt) 
     lock.lock();
   }
   if (error_) std::rethrow_exception(error_);
+  if (devices_) devices_->throw_if_failed();
   return true;
 }
 
@@ -131,12 +136,20 @@ Communicator::Communicator(const GroupConfig& config, const FlightRecorderConfig
       rank_(config.rank),
       world_size_(config.world_size),
       recorder_(mutex_, recorder, config.rank, config.name, config.timeout_s, config.first_seq),
-      group_(std::make_unique<ShmGroup>(with_dump(config, recorder_))),
+      group_(std::make_unique<ShmGroup>(config)),
       inline_bytes_(group_->inline_bytes()),
       buffer_bytes_(group_->buffer_bytes()),
       tuning_(limits, inline_bytes_),
       check_interrupt_(config.check_interrupt),
-      messages_(std::make_shared<P2pEngine>(*group_, config.num_cores)) {}
+      messages_(std::make_shared<P2pEngine>(*group_, config.num_cores)) {
+  if (!recorder_.dumps_after_failure()) return;
+  // A rank that makes no call when the others fail dumps as well: it may be the one that they wait for.
+  group_->watch([this, group = group_.get()] {
+    if (!group->has_failed()) return true;
+    recorder_.dump_after_failure(false);
+    return false;
+  });
+}
 
 Communicator::~Communicator() {
   if (fork_generation_ == watched_fork_count()) {
@@ -145,6 +158,7 @@ Communicator::~Communicator() {
     // The parent's memory and threads: only the parent may take them down.
     static_cast<void>(group_.release());
     static_cast<void>(new std::shared_ptr<P2pEngine>(messages_));
+    static_cast<void>(new std::shared_ptr<DeviceGroup>(devices_));
     if (progress_thread_.joinable()) progress_thread_.detach();
   }
 }
@@ -159,18 +173,14 @@ Descriptor Communicator::prepare(Collective& call, const Algo* algo, const std::
   check_call(call, rank_, world_size_);
   const bool has_codec = call.codec.up != CodecId::none;
   RC_CHECK(tag.size() <= kTagBytes, "a tag has at most ", kTagBytes, " bytes, '", tag, "' has ", tag.size());
-  if (num_regions_.load(std::memory_order_relaxed) > 0) call.region = region_of(call);
-  const bool symmetric = call.region != nullptr;
-  if (algo != nullptr) {
-    check_algo(*algo, call.op, call.num_bytes(), world_size_, has_codec, symmetric, inline_bytes_);
-    call.algo = *algo;
-  } else {
-    call.algo = choose_algo(tuning_, call.op, call.num_bytes(), world_size_, has_codec, symmetric, inline_bytes_).algo;
-  }
+  RC_CHECK(!call.on_device || has_devices_.load(std::memory_order_acquire),
+           "this communicator has not been set up for ", "arrays on GPUs");
+  choose(call, algo);
   if (call.algo != Algo::direct) {
     call.region.reset();
     if (call.op == OpKind::all_to_all && call.sends.empty()) cut_evenly(call, world_size_);
   }
+  if (call.on_device) check_on_device(call, *devices_, world_size_);
 
   Descriptor descriptor;
   descriptor.op = call.op;
@@ -185,28 +195,53 @@ Descriptor Communicator::prepare(Collective& call, const Algo* algo, const std::
   if (has_codec) {
     descriptor.codec_up = static_cast<uint8_t>(call.codec.up);
     descriptor.codec_down = static_cast<uint8_t>(call.codec.down);
-    descriptor.codec_flags = static_cast<uint16_t>((call.codec.rounding == Rounding::stochastic ? 1 : 0) |
-                                                   (call.codec.owner_residual != nullptr ? 2 : 0));
+    if (call.codec.rounding == Rounding::stochastic) descriptor.flags |= kFlagStochastic;
+    if (call.codec.owner_residual != nullptr) descriptor.flags |= kFlagOwnerResidual;
   }
+  if (call.on_device) descriptor.flags |= kFlagOnDevice;
   std::memcpy(descriptor.tag, tag.data(), tag.size());
   return descriptor;
+}
+
+void Communicator::choose(Collective& call, const Algo* algo) const {
+  const bool has_codec = call.codec.up != CodecId::none;
+  if (call.on_device && devices_->mode() != DeviceMode::host) {
+    const DeviceMode mode = devices_->mode();
+    const DeviceLayout& layout = devices_->layout();
+    if (algo != nullptr) check_device_algo(*algo, call.op, call.num_bytes(), has_codec, mode, layout);
+    call.algo = algo != nullptr
+                    ? *algo
+                    : choose_device_algo(call.op, call.num_bytes(), world_size_, has_codec, mode, layout).algo;
+    return;
+  }
+  if (num_regions_.load(std::memory_order_relaxed) > 0 && !call.on_device) call.region = region_of(call);
+  const bool symmetric = call.region != nullptr;
+  if (algo != nullptr) {
+    check_algo(*algo, call.op, call.num_bytes(), world_size_, has_codec, symmetric, inline_bytes_);
+    call.algo = *algo;
+  } else {
+    call.algo = choose_algo(tuning_, call.op, call.num_bytes(), world_size_, has_codec, symmetric, inline_bytes_).algo;
+  }
+}
+
+bool Communicator::take_turn(const Collective& call, const Descriptor& descriptor, Clock::time_point* start) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (busy_ || !queue_.empty() || stop_) return false;
+  busy_ = true;
+  *start = Clock::now();
+  recorder_.add(call, descriptor, *start);
+  recorder_.start(*start);
+  return true;
 }
 
 void Communicator::run(Collective call, const Algo* algo, const std::string& tag) {
   const Descriptor descriptor = prepare(call, algo, tag);
   Clock::time_point start;
-  {
+  if (!take_turn(call, descriptor, &start)) {
     std::unique_lock<std::mutex> lock(mutex_);
-    if (busy_ || !queue_.empty()) {
-      const std::shared_ptr<Work> work = enqueue(call, descriptor);
-      lock.unlock();
-      wait_interruptibly(*work, "while a call waited for its turn");
-      return;
-    }
-    busy_ = true;
-    start = Clock::now();
-    recorder_.add(call, descriptor, start);
-    recorder_.start(start);
+    const std::shared_ptr<Work> work = enqueue(call, descriptor);
+    lock.unlock();
+    return wait_interruptibly(*work, "while a call waited for its turn");
   }
   try {
     finish_turn(call.op, start, execute(call, descriptor, start));
@@ -218,27 +253,60 @@ void Communicator::run(Collective call, const Algo* algo, const std::string& tag
 
 std::shared_ptr<Work> Communicator::submit(Collective call, const Algo* algo, const std::string& tag) {
   const Descriptor descriptor = prepare(call, algo, tag);
-  std::lock_guard<std::mutex> lock(mutex_);
-  return enqueue(call, descriptor);
+  if (call.on_device) call.stream = devices_->branch(call.stream);
+  Clock::time_point start;
+  if (!call.on_device || !devices_->queues() || !take_turn(call, descriptor, &start)) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return enqueue(call, descriptor);
+  }
+  // A call that is over when it is queued needs no thread of its own.
+  const auto work = std::make_shared<Work>();
+  std::exception_ptr error;
+  OpStats stats;
+  try {
+    stats = execute(call, descriptor, start);
+    mark_end(*work, call);
+  } catch (const Interrupted&) {
+    finish_turn(call.op, start, {});
+    throw;
+  } catch (...) {
+    error = std::current_exception();
+  }
+  finish_turn(call.op, start, stats);
+  work->finish(error);
+  return work;
+}
+
+// The call has just been queued.
+void Communicator::mark_end(Work& work, const Collective& call) const {
+  if (!call.on_device || !devices_->queues()) return;
+  auto end = std::make_unique<runtime::Event>(devices_->device());
+  end->record(call.stream);
+  std::lock_guard<std::mutex> lock(work.mutex_);
+  work.is_captured_ = runtime::is_capturing(call.stream);
+  work.end_ = std::move(end);
+  work.devices_ = devices_;
 }
 
 void Communicator::wait_interruptibly(const Work& work, const std::string& where) {
-  const auto check = [&] {
-    try {
-      check_interrupt_();
-    } catch (const std::exception& error) {
-      report_interrupt(error, where);
-      throw Interrupted{std::current_exception()};
-    }
-  };
   try {
-    work.wait(-1, check_interrupt_ ? check : std::function<void()>());
+    work.wait(-1, [&] { check_interrupt(where); });
   } catch (const Interrupted&) {
     try {
       work.wait();  // soon: the group has failed. Afterwards nobody writes to the caller's arrays
     } catch (const Error&) {
     }
     throw;
+  }
+}
+
+void Communicator::check_interrupt(const std::string& where) {
+  if (!check_interrupt_) return;
+  try {
+    check_interrupt_();
+  } catch (const std::exception& error) {
+    report_interrupt(error, where);
+    throw Interrupted{std::current_exception()};
   }
 }
 
@@ -271,6 +339,7 @@ void Communicator::progress() {
     OpStats stats;
     try {
       stats = execute(pending.call, pending.descriptor, start);
+      mark_end(*pending.work, pending.call);
     } catch (...) {
       error = std::current_exception();
     }
@@ -308,11 +377,15 @@ OpStats Communicator::execute(const Collective& call, const Descriptor& descript
   if (!group_) RC_FAIL(aborted, "this communicator is closed; init() a new one");
   if (world_size_ == 1) {
     group_->throw_if_failed();
-    copy_alone(premultiplies(call) ? scale_input(call) : call);
+    if (call.on_device) {
+      run_on_device_alone(*devices_, call);
+    } else {
+      copy_alone(premultiplies(call) ? scale_input(call) : call);
+    }
   } else {
     try {
       group_->begin(descriptor, patience_of(call));
-      stats.bytes_sent = static_cast<uint64_t>(premultiplies(call) ? dispatch(scale_input(call)) : dispatch(call));
+      stats.bytes_sent = static_cast<uint64_t>(call.on_device ? dispatch_on_device(call) : run_on_host(call));
     } catch (const std::exception& error) {
       // Usually the group's fault, which fail() throws again. Anything else would leave the peers waiting.
       group_->fail(Error(ErrorKind::aborted,
@@ -351,6 +424,19 @@ Collective Communicator::scale_input(Collective call) {
     }
   }
   return call;
+}
+
+int64_t Communicator::dispatch_on_device(const Collective& call) {
+  try {
+    return run_on_device(*group_, *devices_, call, [this](const Collective& on_host) { return run_on_host(on_host); });
+  } catch (...) {
+    if (group_->has_failed()) devices_->abort(group_->fault());
+    throw;
+  }
+}
+
+int64_t Communicator::run_on_host(const Collective& call) {
+  return premultiplies(call) ? dispatch(scale_input(call)) : dispatch(call);
 }
 
 int64_t Communicator::dispatch(const Collective& call) {
@@ -403,6 +489,66 @@ std::shared_ptr<const SymmetricRegion> Communicator::region_of(const Collective&
   return nullptr;
 }
 
+// ---- GPUs ----------------------------------------------------------------------------------------
+
+void Communicator::attach_device(std::shared_ptr<DeviceGroup> devices) {
+  check_usable();
+  std::lock_guard<std::mutex> lock(mutex_);
+  RC_CHECK(devices_ == nullptr, "this communicator has been set up for arrays on GPUs before");
+  if (!group_) RC_FAIL(aborted, "this communicator is closed; init() a new one");
+  devices_ = std::move(devices);
+  has_devices_.store(true, std::memory_order_release);
+  // Kernels notice a failure through their own memory only, and what they find they cannot tell others.
+  group_->watch([devices = devices_, group = group_.get()] {
+    devices->report_late(*group);
+    if (!group->has_failed()) return true;
+    devices->abort(group->fault());
+    return false;
+  });
+}
+
+std::shared_ptr<DeviceGroup> Communicator::devices() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return devices_;
+}
+
+std::vector<Range> Communicator::encoded_sums(int64_t num_elems, bool on_device) const {
+  const std::shared_ptr<DeviceGroup> group = devices();
+  if (!on_device || !group || group->mode() == DeviceMode::host) {
+    return encoded_sums_of(rank_, num_elems, world_size_, buffer_bytes_);
+  }
+  const Range range = cuda::encoded_sums_of(rank_, num_elems, world_size_);
+  return range.count() > 0 ? std::vector<Range>{range} : std::vector<Range>();
+}
+
+void Communicator::synchronize() {
+  check_usable();
+  {
+    std::unique_lock<std::mutex> lock(mutex_);
+    while (!changed_.wait_for(lock, kInterruptCheck, [this] { return !busy_ && queue_.empty(); })) {
+      lock.unlock();
+      check_interrupt("in synchronize()");
+      lock.lock();
+    }
+    busy_ = true;
+  }
+  std::exception_ptr error;
+  try {
+    if (!group_) RC_FAIL(aborted, "this communicator is closed; init() a new one");
+    group_->throw_if_failed();
+    if (devices_) group_->wait_for_device_outside([this] { return devices_->is_idle(*group_); });
+  } catch (...) {
+    error = std::current_exception();
+    if (devices_ && group_ && group_->has_failed()) devices_->abort(group_->fault());
+  }
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    busy_ = false;
+    changed_.notify_all();
+  }
+  if (error) std::rethrow_exception(error);
+}
+
 std::array<OpStats, kNumOps> Communicator::stats() const {
   std::lock_guard<std::mutex> lock(mutex_);
   return stats_;
@@ -418,6 +564,11 @@ void Communicator::set_timeout(double timeout_s) {
   check_usable();
   std::lock_guard<std::mutex> lock(mutex_);
   if (group_) group_->set_timeout(timeout_s);
+}
+
+std::chrono::nanoseconds Communicator::timeout() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return group_ ? group_->timeout() : std::chrono::nanoseconds(0);
 }
 
 std::optional<Error> Communicator::fault() const {
@@ -437,6 +588,7 @@ void Communicator::abort(const std::string& reason) {
   if (!group_) return;
   group_->report(
       Error(ErrorKind::aborted, concat("rank ", rank_, " aborted group '", group_->name(), "': ", reason), rank_));
+  if (devices_) devices_->abort(group_->fault());
 }
 
 void Communicator::close() { finish_and_leave(check_interrupt_); }
@@ -468,12 +620,15 @@ void Communicator::finish_and_leave(const std::function<void()>& check_interrupt
   }
   if (progress_thread.joinable()) progress_thread.join();
   messages_->shut_down(check);
+  if (devices_) devices_->drain(*group_, check);
   std::unique_ptr<ShmGroup> group;
   {
     std::lock_guard<std::mutex> lock(mutex_);
     group.swap(group_);
   }
-  group.reset();  // waits for a thread that may want the mutex
+  group->leave();  // waits for a thread that may want the mutex
+  if (devices_) devices_->release(*group);
+  group.reset();
   recorder_.leave();
   if (interrupt) throw Interrupted{interrupt};
 }

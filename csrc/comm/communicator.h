@@ -18,6 +18,7 @@
 #include <thread>
 
 #include "algo/collective.h"
+#include "algo/on_device.h"
 #include "comm/flight_recorder.h"
 #include "comm/selection.h"
 #include "transport/p2p_engine.h"
@@ -25,15 +26,18 @@
 
 namespace ringcomm {
 
-// The handle of an asynchronous call.
+// The handle of an asynchronous call. A call on GPU arrays may be queued only, when wait() returns: hold_back() orders
+// a stream behind it.
 class Work {
  public:
   Work();
   bool done() const;
-  // Blocks until the call has finished, at most timeout_s (negative: no limit of its own; the
+  // Blocks until the call has finished or is queued on a GPU, at most timeout_s (negative: no limit of its own; the
   // communicator's deadline bounds every call). True if it finished; rethrows its error.
   // check_interrupt, if any, runs every kInterruptCheck and may throw; the call itself goes on.
   bool wait(double timeout_s = -1, const std::function<void()>& check_interrupt = {}) const;
+  // After wait(): what is queued on the stream from now on comes after the call. Does not block.
+  void hold_back(Stream stream) const;
   // Calls back once, after wait() has been released, with the error or null and source(): in the
   // thread that finishes the call, or here and now if it has finished. Must not block or throw. One callback.
   using Callback = std::function<void(const std::exception_ptr& error, int source)>;
@@ -52,6 +56,10 @@ class Work {
   std::exception_ptr error_;
   Callback callback_;
   int source_ = -1;
+  // Of a call that is queued on a GPU: its end, unless a graph has captured it. Set when done_ is.
+  std::unique_ptr<runtime::Event> end_;
+  bool is_captured_ = false;
+  std::shared_ptr<DeviceGroup> devices_;
   // Of a message: whoever waits for it moves it.
   std::shared_ptr<P2pEngine> messages_;
 };
@@ -77,19 +85,27 @@ class Communicator {
   int rank() const { return rank_; }
   int world_size() const { return world_size_; }
   int64_t inline_bytes() const { return inline_bytes_; }
-  // See encoded_sums_of.
-  std::vector<Range> encoded_sums(int64_t num_elems) const {
-    return encoded_sums_of(rank_, num_elems, world_size_, buffer_bytes_);
-  }
+  // See encoded_sums_of. on_device: of arrays on GPUs.
+  std::vector<Range> encoded_sums(int64_t num_elems, bool on_device) const;
 
-  // algo: null lets the table choose. call.algo is ignored.
+  // Arrays on GPUs are taken from now on; once, between two calls, on all ranks. The group's slabs are open.
+  void attach_device(std::shared_ptr<DeviceGroup> devices);
+  // Null: none is attached.
+  std::shared_ptr<DeviceGroup> devices() const;
+
+  // algo: null lets the table choose. call.algo is ignored. With arrays on GPUs, returns when the call is queued, if
+  // the device group queues.
   void run(Collective call, const Algo* algo, const std::string& tag);
-  // The arrays must stay alive until the work is done.
+  // The arrays must stay alive until the work is done. With arrays on GPUs, the call comes after what is on its stream
+  // now, on a stream of the communicator's.
   std::shared_ptr<Work> submit(Collective call, const Algo* algo, const std::string& tag);
 
   // Maps symmetric memory, of which every rank has a segment of num_bytes; the same calls in the same order
   // on all ranks. Arrays inside it take the direct path as long as the region lives.
   std::shared_ptr<SymmetricRegion> map_symmetric(int64_t num_bytes, const std::vector<int>& fds);
+  // Copies between the host and a GPU for a message, in the order of the stream; blocks until it is done, at most the
+  // deadline. Takes no part in the order of collectives either.
+  void copy_across(int device, void* to, const void* from, int64_t num_bytes, Stream stream) const;
   // Starts a message; goes on by itself if background, else while somebody waits for messages. data
   // must stay alive until the work is done, which for a send means that the caller may change it. A
   // message from this rank to itself has to be in the background or to find its receive posted.
@@ -106,6 +122,8 @@ class Communicator {
   };
   MessageStats message_stats() const;
   void reset_stats();
+  // Blocks until all that this rank has called is done, also on its GPU. The deadline counts from now on.
+  void synchronize();
   // The deadline of calls that have not begun to wait yet.
   void set_timeout(double timeout_s);
   // What every later call would throw, or nothing.
@@ -130,14 +148,24 @@ class Communicator {
 
   // Waits for the turn of a call that found the communicator busy.
   std::shared_ptr<Work> enqueue(const Collective& call, const Descriptor& descriptor);
+  // If nobody has the turn or waits for it.
+  bool take_turn(const Collective& call, const Descriptor& descriptor, Clock::time_point* start);
+  void mark_end(Work& work, const Collective& call) const;
   void wait_interruptibly(const Work& work, const std::string& where);
+  void wait_for_event(const runtime::Event& event) const;
+  std::chrono::nanoseconds timeout() const;
   std::shared_ptr<Work> post_message(P2pOp op, bool background);
+  // Throws Interrupted, after it has told the peers, if a signal handler raised.
+  void check_interrupt(const std::string& where);
   void report_interrupt(const std::exception& error, const std::string& where);
   void finish_and_leave(const std::function<void()>& check_interrupt);
   void check_usable() const;
   Descriptor prepare(Collective& call, const Algo* algo, const std::string& tag) const;
   OpStats execute(const Collective& call, const Descriptor& descriptor, Clock::time_point start);
+  int64_t run_on_host(const Collective& call);
   int64_t dispatch(const Collective& call);
+  int64_t dispatch_on_device(const Collective& call);
+  void choose(Collective& call, const Algo* algo) const;
   std::shared_ptr<const SymmetricRegion> region_of(const Collective& call) const;
   // premul_sum: the same call on this rank's input times its factor.
   Collective scale_input(Collective call);
@@ -157,6 +185,8 @@ class Communicator {
   const std::function<void()> check_interrupt_;
   const std::shared_ptr<P2pEngine> messages_;
   Scratch scratch_;
+  std::shared_ptr<DeviceGroup> devices_;  // guarded; not replaced once it is there
+  std::atomic<bool> has_devices_{false};  // says that it is there
 
   mutable std::mutex regions_mutex_;
   std::vector<std::weak_ptr<const SymmetricRegion>> regions_;

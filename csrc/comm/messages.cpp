@@ -53,6 +53,35 @@ std::shared_ptr<Work> Communicator::post_message(P2pOp op, bool background) {
   return work;
 }
 
+void Communicator::copy_across(int device, void* to, const void* from, int64_t num_bytes, Stream stream) const {
+  check_usable();
+  if (num_bytes == 0) return;
+  const runtime::DeviceGuard guard(device);
+  runtime::Event event(device);
+  // Before the copy, too: one of pageable memory holds this thread up without an end until the stream has come to it.
+  for (const bool copies : {true, false}) {
+    event.record(stream);
+    wait_for_event(event);
+    if (copies) runtime::copy_async(to, from, num_bytes, stream);
+  }
+}
+
+void Communicator::wait_for_event(const runtime::Event& event) const {
+  constexpr std::chrono::microseconds kNap{50};
+  const Clock::time_point start = Clock::now();
+  while (!event.passed()) {
+    if (check_interrupt_) check_interrupt_();
+    if (const std::optional<Error> lost = fault()) throw *lost;
+    const std::chrono::nanoseconds limit = timeout();
+    if (Clock::now() - start > limit) {
+      RC_FAIL(deadline, "a message of rank ", rank_, " waited ", static_cast<double>(limit.count()) / 1e9,
+              " s for its stream; look for other work that keeps the GPU busy, or raise timeout=. The communicator "
+              "is as it was.");
+    }
+    std::this_thread::sleep_for(kNap);
+  }
+}
+
 Communicator::MessageStats Communicator::message_stats() const {
   std::lock_guard<std::mutex> lock(mutex_);
   return message_stats_;

@@ -49,6 +49,30 @@ constexpr Rule kRules[] = {
     {OpKind::monitored_barrier, kMaxRanks, kAny, Algo::one_shot, "a barrier moves no data"},
 };
 
+// Of arrays on GPUs; first match wins. Not measured yet: orders of magnitude of NVLink and of other libraries.
+constexpr Rule kDeviceRules[] = {
+    {OpKind::all_reduce, 2, 256 * kKiB, Algo::one_shot, "small: data and flags in packets, no wait between rounds"},
+    {OpKind::all_reduce, 4, 128 * kKiB, Algo::one_shot, "small: data and flags in packets, no wait between rounds"},
+    {OpKind::all_reduce, 8, 64 * kKiB, Algo::one_shot, "small: data and flags in packets, no wait between rounds"},
+    {OpKind::all_reduce, kMaxRanks, 32 * kKiB, Algo::one_shot,
+     "small: data and flags in packets, no wait between rounds"},
+    {OpKind::all_reduce, kMaxRanks, kAny, Algo::two_shot, "each rank sums one chunk, least bytes moved"},
+    {OpKind::reduce, kMaxRanks, kAny, Algo::staged, "each rank sums one chunk, the root collects"},
+    {OpKind::broadcast, 2, kAny, Algo::staged, "through the peers' boxes"},
+    {OpKind::broadcast, kMaxRanks, 1024 * kKiB, Algo::staged, "through the peers' boxes"},
+    {OpKind::broadcast, kMaxRanks, kAny, Algo::ring, "large: every rank hands it on, so no link is used twice"},
+    {OpKind::all_gather, kMaxRanks, kAny, Algo::staged, "through the peers' boxes"},
+    {OpKind::reduce_scatter, kMaxRanks, kAny, Algo::staged, "through the peers' boxes"},
+    {OpKind::gather, kMaxRanks, kAny, Algo::staged, "through the peers' boxes"},
+    {OpKind::scatter, kMaxRanks, kAny, Algo::staged, "through the peers' boxes"},
+    {OpKind::all_to_all, kMaxRanks, kAny, Algo::staged, "through the peers' boxes"},
+};
+
+// What the packets of all blocks hold.
+int64_t packet_data_bytes(const DeviceLayout& layout) {
+  return layout.num_blocks * layout.packets_per_box * static_cast<int64_t>(sizeof(Packet) / 2);
+}
+
 // What a rank hands to peers in an exchange with equal parts; the root in a scatter, the others in a gather.
 int64_t exchange_bytes(OpKind op, int64_t num_bytes, int world_size) {
   if (op == OpKind::scatter) return num_bytes * (world_size - 1);
@@ -123,6 +147,35 @@ void check_algo(Algo algo, OpKind op, int64_t num_bytes, int world_size, bool ha
   }
   RC_CHECK(known, "algo='", algo_name(algo), "' does not do ", op_name(op));
   RC_CHECK(!has_codec || algo == Algo::two_shot, "a codec runs with algo='two_shot', not '", algo_name(algo), "'");
+}
+
+Choice choose_device_algo(OpKind op, int64_t num_bytes, int world_size, bool has_codec, DeviceMode mode,
+                          const DeviceLayout& layout) {
+  if (has_codec) return {Algo::two_shot, "codec: two quantizations whatever the world size"};
+  for (const Rule& rule : kDeviceRules) {
+    if (rule.op != op || world_size > rule.max_world_size || num_bytes > rule.max_bytes) continue;
+    const bool waits_inside = mode == DeviceMode::in_kernel;
+    if (rule.algo == Algo::one_shot && (!waits_inside || num_bytes > packet_data_bytes(layout))) continue;
+    if (op == OpKind::broadcast && rule.algo == Algo::ring && !waits_inside) return {Algo::staged, "fewest rounds"};
+    return {rule.algo, rule.reason};
+  }
+  RC_FAIL(usage, "no algorithm for ", op_name(op), " on GPUs");
+}
+
+void check_device_algo(Algo algo, OpKind op, int64_t num_bytes, bool has_codec, DeviceMode mode,
+                       const DeviceLayout& layout) {
+  RC_CHECK(!is_exchange(op), op_name(op), " takes no algo");
+  RC_CHECK(algo != Algo::direct, "algo='direct' takes arrays in symmetric memory, which is the host's");
+  const bool known = op == OpKind::all_reduce  ? algo != Algo::staged
+                     : op == OpKind::broadcast ? algo == Algo::staged || algo == Algo::ring
+                                               : algo == Algo::staged;
+  RC_CHECK(known, "algo='", algo_name(algo), "' does not do ", op_name(op), " of arrays on GPUs");
+  RC_CHECK(!has_codec || algo == Algo::two_shot, "a codec runs with algo='two_shot', not '", algo_name(algo), "'");
+  if (algo != Algo::one_shot) return;
+  RC_CHECK(mode == DeviceMode::in_kernel, "algo='one_shot' waits inside a kernel, and this group's mode is ",
+           device_mode_name(mode), "; leave algo=None");
+  RC_CHECK(num_bytes <= packet_data_bytes(layout), "algo='one_shot' takes at most ", packet_data_bytes(layout),
+           " bytes per rank on these GPUs, this ", op_name(op), " has ", num_bytes, "; leave algo=None");
 }
 
 int64_t exact_wire_bytes(OpKind op, Algo algo, int64_t num_bytes, int world_size) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "algo/collective.h"
+#include "transport/device_group.h"
 
 namespace ringcomm {
 
@@ -43,6 +44,12 @@ Choice choose_algo(const Tuning& tuning, OpKind op, int64_t num_bytes, int world
 // Throws UsageError unless `algo` can run the call.
 void check_algo(Algo algo, OpKind op, int64_t num_bytes, int world_size, bool has_codec, bool symmetric,
                 int64_t inline_bytes);
+
+// The same two for arrays on GPUs; in host mode they are those above.
+Choice choose_device_algo(OpKind op, int64_t num_bytes, int world_size, bool has_codec, DeviceMode mode,
+                          const DeviceLayout& layout);
+void check_device_algo(Algo algo, OpKind op, int64_t num_bytes, bool has_codec, DeviceMode mode,
+                       const DeviceLayout& layout);
 
 // What one rank hands to its peers, in bytes, if the call is exact: the root in a broadcast or scatter, the
 // others in a reduce or gather (float32 partial sums in a ring of

@@ -43,9 +43,11 @@ __device__ __forceinline__ void reduce_run(const Arrays& arrays, int64_t begin) 
 template <typename T, typename Op>
 __global__ void __launch_bounds__(kThreads)
     reduce_kernel(const __grid_constant__ Arrays arrays, int64_t num_elems, int64_t num_runs) {
+#pragma unroll 1
   for (int64_t run = first_item(); run < num_runs; run += item_step()) {
     reduce_run<T, Op, kRun<T>>(arrays, run * kRun<T>);
   }
+#pragma unroll 1
   for (int64_t i = num_runs * kRun<T> + first_item(); i < num_elems; i += item_step()) {
     reduce_run<T, Op, 1>(arrays, i);
   }
@@ -72,7 +74,9 @@ __device__ __forceinline__ void hop_run(const Hop& hop, int64_t begin) {
 
 template <typename T, typename Op>
 __global__ void __launch_bounds__(kThreads) hop_kernel(const Hop hop, int64_t num_elems, int64_t num_runs) {
+#pragma unroll 1
   for (int64_t run = first_item(); run < num_runs; run += item_step()) hop_run<T, Op, kRun<T>>(hop, run * kRun<T>);
+#pragma unroll 1
   for (int64_t i = num_runs * kRun<T> + first_item(); i < num_elems; i += item_step()) hop_run<T, Op, 1>(hop, i);
 }
 
@@ -108,9 +112,11 @@ __device__ __forceinline__ void map_run(const void* input, void* output, int64_t
 template <typename T, typename Function>
 __global__ void __launch_bounds__(kThreads)
     map_kernel(const void* input, void* output, int64_t num_elems, int64_t num_runs, Function function) {
+#pragma unroll 1
   for (int64_t run = first_item(); run < num_runs; run += item_step()) {
     map_run<T, kRun<T>>(input, output, run * kRun<T>, function);
   }
+#pragma unroll 1
   for (int64_t i = num_runs * kRun<T> + first_item(); i < num_elems; i += item_step()) {
     map_run<T, 1>(input, output, i, function);
   }

@@ -48,7 +48,7 @@ struct Queued {
     const std::unique_ptr<Queued> self(this);
     if (!error) {
       try {
-        operation.finish();
+        operation.finish(work->place());
       } catch (...) {
         error = std::current_exception();
       }
@@ -83,8 +83,13 @@ auto recorded(const Operation& operation, uint64_t seq, bool is_p2p, const std::
 
 }  // namespace
 
-RingBackend::RingBackend(std::shared_ptr<Core> core, int rank, int size, c10::intrusive_ptr<Options> options)
-    : Backend(rank, size), core_(std::move(core)), options_(std::move(options)) {
+RingBackend::RingBackend(std::shared_ptr<Core> core, int rank, int size, c10::intrusive_ptr<Options> options,
+                         UseDevice use_device, std::string cpu_device)
+    : Backend(rank, size),
+      core_(std::move(core)),
+      options_(std::move(options)),
+      use_device_(std::move(use_device)),
+      cpu_device_(std::move(cpu_device)) {
   init();
   std::lock_guard<std::mutex> lock(live().mutex);
   live().backends.insert(this);
@@ -102,6 +107,10 @@ void RingBackend::shutdown() {
   {
     std::lock_guard<std::mutex> lock(live().mutex);
     live().backends.erase(this);
+  }
+  {
+    const WithoutGil released;
+    messages_.stop();
   }
   core_->close();
 }
@@ -143,23 +152,69 @@ c10d::ErrorType RingBackend::getError() {
 
 // ---- calls ---------------------------------------------------------------------------------------
 
-c10::intrusive_ptr<RingWork> RingBackend::make_work(const Operation& operation, uint64_t seq) const {
-  return c10::make_intrusive<RingWork>(core_, operation.type, operation.title, seq, operation.inputs,
-                                       operation.outputs);
+c10::intrusive_ptr<RingWork> RingBackend::make_work(const Operation& operation, uint64_t seq, Place place) const {
+  return c10::make_intrusive<RingWork>(core_, operation.type, operation.title, seq, operation.inputs, operation.outputs,
+                                       std::move(place));
+}
+
+bool RingBackend::is_on_gpu(const Operation& operation) const {
+  return !operation.calls.empty() && operation.has_tensors() && (!operation.device().is_cpu() || !cpu_device_.empty());
+}
+
+void RingBackend::use_gpu(c10::Device device) {
+  std::lock_guard<std::mutex> lock(gpu_mutex_);
+  if (!gpu_) {
+    use_device_(device.is_cpu() ? cpu_device_ : device.str());
+    gpu_ = device;
+  }
+  TORCH_CHECK(*gpu_ == device, "ringcomm: a tensor on ", device, ", but this rank of group ", pg_desc_, " is on ",
+              *gpu_, ": a rank has one GPU (torch.cuda.set_device, or device_id of init_process_group)");
+}
+
+void RingBackend::finish_gpu() {
+  std::optional<c10::Device> gpu;
+  {
+    std::lock_guard<std::mutex> lock(gpu_mutex_);
+    gpu = gpu_;
+  }
+  if (!gpu || core_->device_mode() != RC_DEVICE_QUEUES) return;
+  core_->finish_device();
+  if (!gpu->is_cpu()) finish_current_stream(*gpu);
+}
+
+std::optional<c10::Stream> RingBackend::side_stream_of(c10::Device device, std::optional<c10::Stream>& kept) {
+  if (device.is_cpu()) return std::nullopt;
+  std::lock_guard<std::mutex> lock(gpu_mutex_);
+  if (!kept) kept = side_stream(device);
+  return kept;
 }
 
 RingBackend::WorkPtr RingBackend::launch(Operation operation, bool async_op, std::chrono::milliseconds timeout) {
   const uint64_t seq = ++seq_;
   for (rc_call& call : operation.calls) call.timeout_s = timeout.count() > 0 ? seconds(timeout) : 0;
-  return recorded(operation, seq, false, pg_uid_, pg_desc_, rank_, size_,
-                  [&] { return async_op ? queue(std::move(operation), seq) : run_now(operation, seq); });
+  Place place;
+  bool queues = false;  // run_now() does not block
+  if (is_on_gpu(operation)) {
+    const c10::Device device = operation.device();
+    use_gpu(device);
+    queues = core_->device_mode() == RC_DEVICE_QUEUES;
+    if (!device.is_cpu()) place = Place(device, async_op ? side_stream_of(device, collectives_stream_) : std::nullopt);
+    operation.put(place);
+  }
+  return recorded(operation, seq, false, pg_uid_, pg_desc_, rank_, size_, [&] {
+    return async_op && !queues ? queue(std::move(operation), seq, std::move(place))
+                               : run_now(operation, seq, std::move(place));
+  });
 }
 
-RingBackend::WorkPtr RingBackend::run_now(Operation& operation, uint64_t seq) {
-  const auto work = make_work(operation, seq);
+RingBackend::WorkPtr RingBackend::run_now(Operation& operation, uint64_t seq, Place place) {
+  const auto work = make_work(operation, seq, std::move(place));
   try {
     for (const rc_call& call : operation.calls) core_->run(call);
-    operation.finish();
+    // There are no streams of torch's on an emulated GPU.
+    if (is_on_gpu(operation) && !work->place().on_gpu() && core_->device_mode() == RC_DEVICE_QUEUES)
+      core_->finish_device();
+    operation.finish(work->place());
   } catch (...) {
     work->complete(std::current_exception());  // ends its profile
     throw;
@@ -168,8 +223,8 @@ RingBackend::WorkPtr RingBackend::run_now(Operation& operation, uint64_t seq) {
   return remember(work);
 }
 
-RingBackend::WorkPtr RingBackend::queue(Operation operation, uint64_t seq) {
-  const auto work = make_work(operation, seq);
+RingBackend::WorkPtr RingBackend::queue(Operation operation, uint64_t seq, Place place) {
+  const auto work = make_work(operation, seq, std::move(place));
   const size_t num_calls = operation.calls.size();
   if (num_calls == 0) {
     work->complete(nullptr);
@@ -193,10 +248,10 @@ RingBackend::WorkPtr RingBackend::queue(Operation operation, uint64_t seq) {
   return remember(work);
 }
 
-RingBackend::WorkPtr RingBackend::start_message(Operation operation, const Start& start) {
+RingBackend::WorkPtr RingBackend::start_message(Operation operation, Place place, const Start& start) {
   const uint64_t seq = ++message_seq_;
   return recorded(operation, seq, true, pg_uid_, pg_desc_, rank_, size_, [&]() -> WorkPtr {
-    const auto work = make_work(operation, seq);
+    const auto work = make_work(operation, seq, std::move(place));
     auto queued = std::make_unique<Queued>(std::move(operation), work, 1);
     try {
       start(Queued::on_done, queued.get());
@@ -231,6 +286,7 @@ RingBackend::WorkPtr RingBackend::endCoalescing() {
   coalesced_.clear();
   const auto work = c10::make_intrusive<RingWork>(core_, c10d::OpType::COALESCED, "ringcomm:coalesced", seq_.load(),
                                                   Tensors(), Tensors());
+  for (const auto& member : members) work->include(member);
   if (members.empty()) work->complete(nullptr);
   const auto together = std::make_shared<Together>();
   together->left = members.size();

@@ -2,17 +2,24 @@
 //
 // Calls that torch marks as synchronous run in the calling thread and return a completed Work; all
 // others are queued, in the same order, on the core's progress thread.
+//
+// Calls on CUDA tensors are queued on a GPU's stream: the current one if they are synchronous, else one of this
+// backend's, behind the current one. Where the core cannot queue (several processes share a GPU that runs one at a
+// time), they run as on the CPU. The first one prepares the GPUs of the group and is collective, as every call.
 #pragma once
 
 #include <atomic>
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 #include <vector>
 
 #include "torch/core.h"
+#include "torch/in_order.h"
 #include "torch/operation.h"
 #include "torch/work.h"
 
@@ -23,7 +30,11 @@ class RingBackend final : public c10d::Backend {
   using Tensors = std::vector<at::Tensor>;
   using WorkPtr = c10::intrusive_ptr<c10d::Work>;
 
-  RingBackend(std::shared_ptr<Core> core, int rank, int size, c10::intrusive_ptr<Options> options);
+  // use_device("cuda:0") lets the core take arrays on that device; collective; may need the GIL. device: where
+  // tensors on the CPU are, for emulated GPUs; "": on the CPU.
+  using UseDevice = std::function<void(const std::string& device)>;
+  RingBackend(std::shared_ptr<Core> core, int rank, int size, c10::intrusive_ptr<Options> options, UseDevice use_device,
+              std::string cpu_device);
   ~RingBackend() override;
   // Shuts down every backend of this process and lets callbacks finish; before the interpreter ends.
   static void shutdown_all();
@@ -72,13 +83,20 @@ class RingBackend final : public c10d::Backend {
  private:
   // Runs or queues the calls of an operation.
   WorkPtr launch(Operation operation, bool async_op, std::chrono::milliseconds timeout);
-  WorkPtr run_now(Operation& operation, uint64_t seq);
-  WorkPtr queue(Operation operation, uint64_t seq);
+  WorkPtr run_now(Operation& operation, uint64_t seq, Place place);
+  WorkPtr queue(Operation operation, uint64_t seq, Place place);
+  // Lets the core take arrays on this rank's GPU; collective the first time.
+  void use_gpu(c10::Device device);
+  // A stream of this backend's for what is asynchronous: collectives, or messages.
+  std::optional<c10::Stream> side_stream_of(c10::Device device, std::optional<c10::Stream>& kept);
+  bool is_on_gpu(const Operation& operation) const;
+  // Blocks until all that this rank has queued on its GPU is done.
+  void finish_gpu();
   // Starts a message; `start` hands it to the core with the callback and its context.
   using Start = std::function<void(rc_done done, void* context)>;
-  WorkPtr start_message(Operation operation, const Start& start);
+  WorkPtr start_message(Operation operation, Place place, const Start& start);
   WorkPtr receive(Operation operation, const Tensors& tensors, int from_rank, int tag);
-  c10::intrusive_ptr<RingWork> make_work(const Operation& operation, uint64_t seq) const;
+  c10::intrusive_ptr<RingWork> make_work(const Operation& operation, uint64_t seq, Place place = Place()) const;
   WorkPtr remember(c10::intrusive_ptr<RingWork> work);
 
   // The calls of each operation on one pair of tensors.
@@ -93,6 +111,12 @@ class RingBackend final : public c10d::Backend {
 
   const std::shared_ptr<Core> core_;
   const c10::intrusive_ptr<Options> options_;
+  const UseDevice use_device_;
+  const std::string cpu_device_;
+  std::mutex gpu_mutex_;  // guards what follows
+  std::optional<c10::Device> gpu_;
+  std::optional<c10::Stream> collectives_stream_, messages_stream_;
+  InOrder messages_;                      // those that wait for a GPU before they start
   std::atomic<uint64_t> seq_{0};          // of collectives
   std::atomic<uint64_t> message_seq_{0};  // of sends and receives
   bool coalescing_ = false;

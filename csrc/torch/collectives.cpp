@@ -343,6 +343,8 @@ RingBackend::WorkPtr RingBackend::alltoall_base(at::Tensor& output, at::Tensor& 
 
 RingBackend::WorkPtr RingBackend::barrier(const c10d::BarrierOptions& options) {
   Operation operation(*core_, OpType::BARRIER, "ringcomm:barrier", "barrier");
+  // As with NCCL, all that this rank has queued on its GPU is done before it says that it is there.
+  finish_gpu();
   operation.synchronize(core_->ops().barrier);
   return launch(std::move(operation), options.asyncOp, options.timeout);
 }
@@ -372,11 +374,28 @@ RingBackend::WorkPtr RingBackend::send(Tensors& tensors, int to_rank, int tag) {
   const at::Tensor& tensor = only(operation, tensors, "");
   operation.check(tag >= 0, "Tag must be nonnegative, got ", tag);
   operation.check(to_rank >= 0 && to_rank < size_, "invalid destination rank: ", to_rank);
-  const void* data = operation.read(tensor);
+  // Messages travel through the host: that of a GPU starts as soon as the copy there is made.
+  std::shared_ptr<Place> copied;
+  if (tensor.is_cuda()) {
+    copied = std::make_shared<Place>(tensor.device(), side_stream_of(tensor.device(), messages_stream_));
+  }
+  const void* data = copied ? operation.read_to_host(tensor, *copied) : operation.read(tensor);
   const int64_t num_bytes = static_cast<int64_t>(tensor.nbytes());
   operation.inputs = operation.outputs = tensors;
-  return start_message(std::move(operation),
-                       [=](rc_done done, void* context) { core_->send(data, num_bytes, to_rank, tag, done, context); });
+  return start_message(std::move(operation), Place(), [=](rc_done done, void* context) {
+    if (!copied) return core_->send(data, num_bytes, to_rank, tag, done, context);
+    const bool posted = messages_.post([=, core = core_] {
+      rc_error error;
+      try {
+        copied->wait();
+        if (core->try_send(data, num_bytes, to_rank, tag, done, context, &error) == RC_OK) return;
+      } catch (const std::exception& failure) {
+        error = make_error(RC_DEVICE, failure.what());
+      }
+      done(context, &error, -1);
+    });
+    TORCH_CHECK(posted, "ringcomm send: this group is closed");
+  });
 }
 
 RingBackend::WorkPtr RingBackend::recv(Tensors& tensors, int from_rank, int tag) {
@@ -392,10 +411,12 @@ RingBackend::WorkPtr RingBackend::recvAnysource(Tensors& tensors, int tag) {
 RingBackend::WorkPtr RingBackend::receive(Operation operation, const Tensors& tensors, int from_rank, int tag) {
   const at::Tensor& tensor = only(operation, tensors, "");
   operation.check(tag >= 0, "Tag must be nonnegative, got ", tag);
-  void* data = operation.write(tensor);
+  Place place;
+  if (tensor.is_cuda()) place = Place(tensor.device(), side_stream_of(tensor.device(), messages_stream_));
+  void* data = place.on_gpu() ? operation.write_from_host(tensor, place) : operation.write(tensor);
   const int64_t num_bytes = static_cast<int64_t>(tensor.nbytes());
   operation.inputs = operation.outputs = tensors;
-  return start_message(std::move(operation), [=](rc_done done, void* context) {
+  return start_message(std::move(operation), std::move(place), [=](rc_done done, void* context) {
     core_->receive(data, num_bytes, from_rank, tag, done, context);
   });
 }
@@ -453,7 +474,7 @@ RingBackend::WorkPtr RingBackend::allreduce_sparse(Tensors& tensors, const c10d:
   Operation operation(*core_, OpType::_ALLREDUCE_SPARSE, "ringcomm:sparse_all_reduce", "allreduce_sparse");
   const at::Tensor& tensor = only(operation, tensors, "");
   operation.check(tensor.layout() == at::kSparse, "invalid tensor layout: ", tensor.layout());
-  operation.check(tensor.is_cpu(), "invalid tensor device: ", tensor.device());
+  operation.check(tensor.is_cpu() || tensor.is_cuda(), "invalid tensor device: ", tensor.device());
   operation.check(options.reduceOp.op_ == c10d::ReduceOp::SUM,
                   "unsupported reduction operation (allreduce of sparse tensors only works with ReduceOp.SUM)");
   const at::NoGradGuard no_grad;
@@ -462,7 +483,7 @@ RingBackend::WorkPtr RingBackend::allreduce_sparse(Tensors& tensors, const c10d:
   const at::Tensor sum = sum_of_sparse(tensor, options.timeout);
   tensor.copy_(sum);
   operation.inputs = operation.outputs = {tensor};
-  const auto work = make_work(operation, seq_);
+  const auto work = make_work(operation, seq_, tensor.is_cuda() ? Place(tensor.device()) : Place());
   work->complete(nullptr);
   return remember(work);
 }

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <cstring>
 
 namespace ringcomm::adapter {
 namespace {
@@ -151,8 +152,13 @@ void Core::submit(const rc_call& call, rc_done done, void* context) const {
 
 void Core::send(const void* data, int64_t num_bytes, int to_rank, int tag, rc_done done, void* context) const {
   rc_error error;
-  if (table_->send(comm_, data, num_bytes, to_rank, tag, done, context, &error) != RC_OK)
+  if (try_send(data, num_bytes, to_rank, tag, done, context, &error) != RC_OK)
     std::rethrow_exception(to_exception(error));
+}
+
+rc_status Core::try_send(const void* data, int64_t num_bytes, int to_rank, int tag, rc_done done, void* context,
+                         rc_error* error) const {
+  return table_->send(comm_, data, num_bytes, to_rank, tag, done, context, error);
 }
 
 void Core::receive(void* data, int64_t num_bytes, int from_rank, int tag, rc_done done, void* context) const {
@@ -188,6 +194,21 @@ rc_status Core::fault() const {
   return table_->fault(comm_, &error);
 }
 
+void Core::throw_fault() const {
+  rc_error error;
+  if (table_->fault(comm_, &error) != RC_OK) std::rethrow_exception(to_exception(error));
+}
+
+void Core::finish_device() const {
+  rc_error error;
+  rc_status status;
+  {
+    const WithoutGil released;
+    status = table_->finish_device(comm_, &error);
+  }
+  if (status != RC_OK) std::rethrow_exception(to_exception(error));
+}
+
 std::exception_ptr to_exception(const rc_error& error) {
   try {
     switch (error.kind) {
@@ -205,6 +226,12 @@ std::exception_ptr to_exception(const rc_error& error) {
   } catch (...) {
     return std::current_exception();
   }
+}
+
+rc_error make_error(rc_status kind, const char* text) {
+  rc_error error{kind, -1, {}};
+  std::strncpy(error.text, text, sizeof(error.text) - 1);
+  return error;
 }
 
 WithoutGil::WithoutGil() {

@@ -46,6 +46,8 @@ class Core {
   rc_status try_run(const rc_call& call, rc_error* error) const;
   void submit(const rc_call& call, rc_done done, void* context) const;
   void send(const void* data, int64_t num_bytes, int to_rank, int tag, rc_done done, void* context) const;
+  rc_status try_send(const void* data, int64_t num_bytes, int to_rank, int tag, rc_done done, void* context,
+                     rc_error* error) const;
   // from_rank: -1 takes whichever message with this tag comes first.
   void receive(void* data, int64_t num_bytes, int from_rank, int tag, rc_done done, void* context) const;
 
@@ -54,6 +56,10 @@ class Core {
   void set_timeout(double timeout_s) const;
   // RC_OK, or what every later call would fail with.
   rc_status fault() const;
+  // Throws it.
+  void throw_fault() const;
+  rc_device_mode device_mode() const { return table_->device_mode(comm_); }
+  void finish_device() const;
 
  private:
   const rc_table* table_;
@@ -65,6 +71,7 @@ class Core {
 // The core's error as torch raises it: ValueError for a bad argument, DistBackendError for a lost
 // communicator, the Python exception of a signal handler.
 std::exception_ptr to_exception(const rc_error& error);
+rc_error make_error(rc_status kind, const char* text);
 
 // Releases the GIL for a scope if this thread holds it.
 class WithoutGil {

@@ -10,13 +10,20 @@ namespace {
 // Whether the bytes at data_ptr() are the values, one after the other.
 bool is_plain(const at::Tensor& tensor) { return tensor.is_contiguous() && !tensor.is_conj() && !tensor.is_neg(); }
 
+at::Tensor on_host(const at::Tensor& tensor) {
+  return at::empty(tensor.sizes(), at::TensorOptions().dtype(tensor.scalar_type()).pinned_memory(true));
+}
+
 }  // namespace
 
-void Operation::check_dense(const at::Tensor& tensor) const {
+void Operation::check_dense(const at::Tensor& tensor) {
   check(tensor.layout() == at::kStrided, "invalid tensor layout: ", tensor.layout(),
         "; only all_reduce takes sparse tensors");
-  check(tensor.is_cpu(), "invalid tensor device: ", tensor.device(),
-        "; this backend moves CPU tensors. Use backend=\"cpu:ringcomm,cuda:nccl\" for both");
+  check(tensor.is_cpu() || tensor.is_cuda(), "invalid tensor device: ", tensor.device(),
+        "; this backend moves CPU and CUDA tensors");
+  if (!device_) device_ = tensor.device();
+  check(*device_ == tensor.device(), "invalid tensor device: expected ", *device_, ", got ", tensor.device(),
+        "; all tensors of a call must be on the same device");
 }
 
 void Operation::check_same_type(const at::Tensor& tensor, const at::Tensor& like) const {
@@ -49,6 +56,30 @@ void* Operation::update(const at::Tensor& tensor) {
   const at::Tensor staged = tensor.clone(at::MemoryFormat::Contiguous).resolve_conj().resolve_neg();
   copy_when_done(tensor, staged);
   return staged.mutable_data_ptr();
+}
+
+const void* Operation::read_to_host(const at::Tensor& tensor, Place& place) {
+  check_dense(tensor);
+  const at::NoGradGuard no_grad;
+  const at::Tensor copy = on_host(tensor);
+  {
+    c10::OptionalStreamGuard guard;
+    place.enter(guard);
+    copy.copy_(tensor, /*non_blocking=*/true);
+  }
+  place.use(tensor);
+  place.end();
+  kept_.push_back(copy);
+  return copy.const_data_ptr();
+}
+
+void* Operation::write_from_host(const at::Tensor& tensor, const Place& place) {
+  check_dense(tensor);
+  at::assert_no_internal_overlap(tensor);
+  const at::Tensor copy = on_host(tensor);
+  copy_when_done(tensor, copy);
+  place.use(tensor);
+  return copy.mutable_data_ptr();
 }
 
 rc_call& Operation::add(int32_t op, Elements elements, int64_t num_items, int root) {
@@ -112,10 +143,24 @@ const rc_part* Operation::parts(void* base, const at::Tensor& like, at::ArrayRef
   return own(std::move(parts));
 }
 
-void Operation::finish() const {
+void Operation::put(const Place& place) {
+  for (rc_call& call : calls) {
+    call.on_device = 1;
+    call.stream = place.handle();
+  }
+  for (const at::Tensor& tensor : kept_) place.use(tensor);
+  for (const auto& [to, from] : copies_) {
+    place.use(to);
+    place.use(from);
+  }
+}
+
+void Operation::finish(const Place& place) const {
   if (copies_.empty()) return;
   const at::NoGradGuard no_grad;
-  for (const auto& [to, from] : copies_) to.copy_(from);
+  c10::OptionalStreamGuard guard;
+  place.enter(guard);
+  for (const auto& [to, from] : copies_) to.copy_(from, /*non_blocking=*/true);
 }
 
 }  // namespace ringcomm::adapter

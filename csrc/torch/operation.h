@@ -6,11 +6,13 @@
 #include <c10/util/SmallVector.h>
 
 #include <deque>
+#include <optional>
 #include <torch/csrc/distributed/c10d/Work.hpp>
 #include <utility>
 #include <vector>
 
 #include "torch/core.h"
+#include "torch/place.h"
 
 namespace ringcomm::adapter {
 
@@ -21,11 +23,16 @@ class Operation {
   Operation(const Core& core, c10d::OpType type, const char* title, const char* name)
       : type(type), title(title), name(name), core_(core) {}
 
-  // Memory of a tensor as the core needs it: dense, contiguous, on the CPU. If the tensor's own is
-  // not, a copy stands in for it, which finish() copies back after write() and update().
+  // Memory of a tensor as the core needs it: dense and contiguous, of all tensors on one device. If the
+  // tensor's own is not, a copy stands in for it, which finish() copies back after write() and update().
   void* read(const at::Tensor& tensor);
   void* write(const at::Tensor& tensor);
   void* update(const at::Tensor& tensor);
+
+  // The same for a message of a tensor on a GPU: page-locked memory of the host, which gets the tensor's values in the
+  // order of `place`, or whose values it gets there in finish().
+  const void* read_to_host(const at::Tensor& tensor, Place& place);
+  void* write_from_host(const at::Tensor& tensor, const Place& place);
 
   // One more call; the elements of `like` give the dtype. Counts passed on are items of the tensor.
   rc_call& move(int32_t op, const at::Tensor& like, int64_t num_items, int root = -1);
@@ -45,11 +52,17 @@ class Operation {
   void check(bool ok, const Parts&... parts) const {
     TORCH_CHECK(ok, "ringcomm ", name, ": ", parts...);
   }
-  void check_dense(const at::Tensor& tensor) const;
+  void check_dense(const at::Tensor& tensor);
   void check_same_type(const at::Tensor& tensor, const at::Tensor& like) const;
 
-  // After the last call: copies results to where the caller wants them.
-  void finish() const;
+  // The device of all tensors so far; the CPU if there is none.
+  c10::Device device() const { return device_.value_or(c10::Device(c10::kCPU)); }
+  bool has_tensors() const { return device_.has_value(); }
+  // Runs the calls on a GPU's stream, where the tensors are in use from now on.
+  void put(const Place& place);
+
+  // After the last call: copies results to where the caller wants them, in the order of its place.
+  void finish(const Place& place) const;
 
   const c10d::OpType type;
   const char* const title;
@@ -64,6 +77,7 @@ class Operation {
   const rc_part* own(std::vector<rc_part> parts);
 
   const Core& core_;
+  std::optional<c10::Device> device_;
   c10::SmallVector<at::Tensor, 2> kept_;
   std::vector<std::pair<at::Tensor, at::Tensor>> copies_;  // to, from
   std::deque<std::vector<rc_part>> parts_;                 // a deque: addresses stay

@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <thread>
 #include <utility>
@@ -12,6 +13,7 @@ namespace ringcomm::adapter {
 namespace {
 
 constexpr std::chrono::milliseconds kSignalCheck{100};
+constexpr std::chrono::microseconds kPoll{50};
 constexpr std::chrono::seconds kIdle{5};
 
 std::atomic<Completer*> completer{nullptr};
@@ -19,46 +21,85 @@ std::atomic<Completer*> completer{nullptr};
 }  // namespace
 
 RingWork::RingWork(std::weak_ptr<Core> core, c10d::OpType type, const char* title, uint64_t seq,
-                   const std::vector<at::Tensor>& inputs, std::vector<at::Tensor> outputs)
+                   const std::vector<at::Tensor>& inputs, std::vector<at::Tensor> outputs, Place place)
     : Work(-1, type, title, inputs),
       core_(std::move(core)),
       title_(title),
       seq_(seq),
       pid_(::getpid()),
-      outputs_(std::move(outputs)) {}
+      outputs_(std::move(outputs)),
+      place_(std::move(place)) {}
 
 bool RingWork::wait(std::chrono::milliseconds timeout) {
   const WithoutGil released;
+  wait_for_host(timeout);
+  if (exception_) std::rethrow_exception(exception_);
+  if (place_.on_gpu()) wait_for_gpu(timeout);
+  for (const auto& part : parts_) part->wait(timeout);
+  return true;
+}
+
+void RingWork::wait_for_host(std::chrono::milliseconds timeout) {
   const auto start = std::chrono::steady_clock::now();
   std::unique_lock<std::mutex> lock(mutex_);
   while (!completed_) {
     std::chrono::milliseconds slice = kSignalCheck;
     if (timeout != kNoTimeout) {
       const auto left = timeout - (std::chrono::steady_clock::now() - start);
-      if (left.count() <= 0) {
-        C10_THROW_ERROR(DistBackendError,
-                        c10::str("Operation timed out! Timed out waiting ", timeout.count(), "ms for ", title_, " #",
-                                 seq_, " operation to complete; the call itself goes on"));
-      }
+      if (left.count() <= 0) throw_timeout(timeout);
       slice = std::min(slice, std::chrono::ceil<std::chrono::milliseconds>(left));
     }
-    if (cv_.wait_for(lock, slice, [this] { return completed_; })) break;
+    if (cv_.wait_for(lock, slice, [this] { return completed_; })) return;
     lock.unlock();
-    if (::getpid() != pid_) {
-      C10_THROW_ERROR(DistBackendError, c10::str(title_, " #", seq_,
-                                                 " belongs to the parent process; a forked child cannot wait for it"));
-    }
-    try {
-      check_python_signals();
-    } catch (...) {
-      if (const auto core = core_.lock())
-        core->abort(c10::str("it was interrupted while it waited for ", title_, " #", seq_));
-      throw;
-    }
+    check_waiter();
     lock.lock();
   }
-  if (exception_) std::rethrow_exception(exception_);
-  return true;
+}
+
+void RingWork::wait_for_gpu(std::chrono::milliseconds timeout) {
+  const auto start = std::chrono::steady_clock::now();
+  auto next_check = start + kSignalCheck;
+  while (timeout != kNoTimeout && !place_.passed()) {
+    const auto now = std::chrono::steady_clock::now();
+    if (now - start >= timeout) throw_timeout(timeout);
+    if (now >= next_check) {
+      check_waiter();
+      next_check = now + kSignalCheck;
+    }
+    std::this_thread::sleep_for(kPoll);
+  }
+  // What a kernel found shows on the host as a fault of the group.
+  if (const auto core = core_.lock()) core->throw_fault();
+  place_.join();
+}
+
+void RingWork::check_waiter() const {
+  if (::getpid() != pid_) {
+    C10_THROW_ERROR(DistBackendError,
+                    c10::str(title_, " #", seq_, " belongs to the parent process; a forked child cannot wait for it"));
+  }
+  try {
+    check_python_signals();
+  } catch (...) {
+    if (const auto core = core_.lock())
+      core->abort(c10::str("it was interrupted while it waited for ", title_, " #", seq_));
+    throw;
+  }
+}
+
+void RingWork::throw_timeout(std::chrono::milliseconds timeout) const {
+  C10_THROW_ERROR(DistBackendError, c10::str("Operation timed out! Timed out waiting ", timeout.count(), "ms for ",
+                                             title_, " #", seq_, " operation to complete; the call itself goes on"));
+}
+
+bool RingWork::isCompleted() {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (!completed_) return false;
+    if (exception_) return true;
+  }
+  return place_.passed() &&
+         std::all_of(parts_.begin(), parts_.end(), [](const auto& part) { return part->isCompleted(); });
 }
 
 c10::intrusive_ptr<c10::ivalue::Future> RingWork::getFuture() {
@@ -66,7 +107,8 @@ c10::intrusive_ptr<c10::ivalue::Future> RingWork::getFuture() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     if (!future_) {
-      future_ = c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()));
+      future_ =
+          c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()), place_.devices());
     }
     settle_now = completed_ && !std::exchange(settled_, completed_ || settled_);
   }
@@ -83,6 +125,7 @@ void RingWork::complete(std::exception_ptr error, int source_rank) {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     source_rank_ = source_rank;
+    if (!error) place_.end();
   }
   finish(error);
   c10::intrusive_ptr<c10::ivalue::Future> future;
@@ -110,6 +153,9 @@ void RingWork::on_complete(std::function<void(std::exception_ptr)> listener) {
 }
 
 void RingWork::settle(const c10::intrusive_ptr<c10::ivalue::Future>& future) const {
+  // The future's values are there when the stream that is current now has come here.
+  c10::OptionalStreamGuard guard;
+  place_.enter(guard);
   if (exception_) {
     future->setError(exception_);
   } else {

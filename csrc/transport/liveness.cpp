@@ -4,6 +4,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <utility>
 
@@ -17,6 +18,11 @@ constexpr int kWellPollMs = 500;
 
 bool is_gone(const ProcessState& state, uint64_t start_time) {
   return state.letter == 0 || state.letter == 'Z' || state.letter == 'X' || state.start_time != start_time;
+}
+
+void ring(const UniqueFd& doorbell) {
+  const uint64_t one = 1;
+  if (::write(doorbell.get(), &one, sizeof(one)) != sizeof(one)) std::terminate();  // cannot happen: it counts far
 }
 
 }  // namespace
@@ -41,25 +47,42 @@ ProcessState read_process_state(int pid) {
   return state;
 }
 
-LivenessMonitor::LivenessMonitor(std::vector<Peer> peers, std::function<void(int)> on_death,
-                                 std::function<bool()> still_well)
-    : peers_(std::move(peers)),
-      on_death_(std::move(on_death)),
-      still_well_(std::move(still_well)),
-      stop_(::eventfd(0, EFD_CLOEXEC)) {
-  RC_SYS(stop_.get(), "eventfd failed");
+LivenessMonitor::LivenessMonitor(std::vector<Peer> peers, std::function<void(int)> on_death)
+    : peers_(std::move(peers)), on_death_(std::move(on_death)), doorbell_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+  RC_SYS(doorbell_.get(), "eventfd failed");
   for (const Peer& peer : peers_) start_times_.push_back(read_process_state(peer.pid).start_time);
-  thread_ = std::thread([this] { watch(); });
+  thread_ = std::thread([this] { run(); });
 }
 
 LivenessMonitor::~LivenessMonitor() {
-  const uint64_t one = 1;
-  if (::write(stop_.get(), &one, sizeof(one)) != sizeof(one)) std::terminate();  // cannot happen: counter is 0
+  stop_.store(true);
+  ring(doorbell_);
   thread_.join();
 }
 
-void LivenessMonitor::watch() {
-  std::vector<pollfd> entries{{stop_.get(), POLLIN, 0}};
+void LivenessMonitor::watch(std::function<bool()> still_well) {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    watches_.push_back(std::move(still_well));
+  }
+  ring(doorbell_);
+}
+
+bool LivenessMonitor::look() {
+  std::vector<std::function<bool()>> watches;  // they run without the lock
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    watches.swap(watches_);
+  }
+  watches.erase(std::remove_if(watches.begin(), watches.end(), [](const auto& still_well) { return !still_well(); }),
+                watches.end());
+  std::lock_guard<std::mutex> lock(mutex_);
+  watches_.insert(watches_.end(), watches.begin(), watches.end());
+  return !watches_.empty();
+}
+
+void LivenessMonitor::run() {
+  std::vector<pollfd> entries{{doorbell_.get(), POLLIN, 0}};
   bool poll_proc = false;
   for (const Peer& peer : peers_) {
     entries.push_back({peer.pidfd.get(), POLLIN, 0});  // poll ignores negative descriptors
@@ -67,10 +90,12 @@ void LivenessMonitor::watch() {
   }
   std::vector<bool> reported(peers_.size(), false);
   for (;;) {
-    const int patience_ms = poll_proc ? kProcPollMs : still_well_ ? kWellPollMs : -1;
+    const bool looks = look();
+    const int patience_ms = poll_proc ? kProcPollMs : looks ? kWellPollMs : -1;
     if (::poll(entries.data(), entries.size(), patience_ms) < 0 && errno != EINTR) return;
-    if (entries[0].revents != 0) return;
-    if (still_well_ && !still_well_()) still_well_ = {};
+    if (stop_.load()) return;
+    uint64_t rings = 0;
+    if (entries[0].revents != 0 && ::read(doorbell_.get(), &rings, sizeof(rings)) < 0 && errno != EAGAIN) return;
     for (size_t i = 0; i < peers_.size(); ++i) {
       if (reported[i]) continue;
       const bool died = entries[i + 1].fd >= 0 ? entries[i + 1].revents != 0

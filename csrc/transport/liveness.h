@@ -1,7 +1,9 @@
 // Notices the death of a peer process: a kernel fact, not a heartbeat.
 #pragma once
 
+#include <atomic>
 #include <functional>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -20,19 +22,25 @@ class LivenessMonitor {
     int pid;
     UniqueFd pidfd;
   };
-  // on_death(rank) runs on the monitor's thread, once per peer. still_well(), if any, runs there about
-  // every half second, until it returns false.
-  LivenessMonitor(std::vector<Peer> peers, std::function<void(int)> on_death, std::function<bool()> still_well = {});
+  // on_death(rank) runs on the monitor's thread, once per peer.
+  LivenessMonitor(std::vector<Peer> peers, std::function<void(int)> on_death);
   ~LivenessMonitor();  // joins the thread
 
+  // still_well() runs on the monitor's thread, soon, about every half second and after a death, until it returns
+  // false. Any thread.
+  void watch(std::function<bool()> still_well);
+
  private:
-  void watch();
+  void run();
+  bool look();  // whether anybody still wants to
 
   std::vector<Peer> peers_;
   std::vector<uint64_t> start_times_;  // of peers without pidfd
   std::function<void(int)> on_death_;
-  std::function<bool()> still_well_;
-  UniqueFd stop_;
+  UniqueFd doorbell_;
+  std::atomic<bool> stop_{false};
+  std::mutex mutex_;  // guards what follows
+  std::vector<std::function<bool()>> watches_;
   std::thread thread_;
 };
 

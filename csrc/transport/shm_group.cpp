@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <thread>
 #include <tuple>
 
 #include "base/log.h"
@@ -13,6 +14,9 @@ namespace ringcomm {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+
+constexpr std::chrono::microseconds kShortestNap{20};
+constexpr std::chrono::microseconds kLongestNap{1000};
 
 int64_t nanoseconds_of(double timeout_s) {
   RC_CHECK(timeout_s > 0, "timeout must be positive, not ", timeout_s, " s");
@@ -85,21 +89,16 @@ ShmGroup::ShmGroup(const GroupConfig& config)
   }
   line(rank_).pid.store(pids_[static_cast<size_t>(rank_)], std::memory_order_relaxed);
   if (world_size_ > 1) {
-    std::function<bool()> still_well;
-    if (config.on_failure) {
-      still_well = [this, on_failure = config.on_failure] {
-        if (!has_failed()) return true;
-        on_failure();
-        return false;
-      };
-    }
-    monitor_ = std::make_unique<LivenessMonitor>(
-        std::move(peers), [this](int peer) { on_peer_death(peer); }, std::move(still_well));
+    monitor_ = std::make_unique<LivenessMonitor>(std::move(peers), [this](int peer) { on_peer_death(peer); });
   }
   line(rank_).lifecycle.store(static_cast<uint32_t>(Lifecycle::live), std::memory_order_release);
 }
 
 ShmGroup::~ShmGroup() { leave(); }
+
+void ShmGroup::watch(std::function<bool()> still_well) {
+  if (monitor_) monitor_->watch(std::move(still_well));
+}
 
 void ShmGroup::say_closing() {
   line(rank_).lifecycle.store(static_cast<uint32_t>(Lifecycle::closing), std::memory_order_seq_cst);
@@ -176,7 +175,10 @@ void ShmGroup::check_descriptor(int peer, uint32_t seq, const Descriptor& mine) 
   fail(Error(ErrorKind::mismatch,
              concat("ranks of group '", name_, "' called different operations: rank ", low, " called ",
                     low == rank_ ? my_text : their_text, ", rank ", std::max(rank_, peer), " called ",
-                    low == rank_ ? their_text : my_text, ". No data was reduced. ", kCommunicatorLost)));
+                    low == rank_ ? their_text : my_text,
+                    ((mine.flags | theirs.flags) & kFlagOnDevice) != 0 ? ". Output buffers are undefined. "
+                                                                       : ". No data was reduced. ",
+                    kCommunicatorLost)));
 }
 
 void ShmGroup::vote(int kind, Handover handover) {
@@ -208,19 +210,11 @@ void ShmGroup::wait_flag(Flag& flag, uint32_t target, int peer) {
 void ShmGroup::wait_flag_slowly(Flag& flag, uint32_t target, int peer) {
   const auto arrived = [&] { return reached(flag.value.load(std::memory_order_acquire), target); };
   if (spin_wait_(arrived, [this] { throw_if_failed(); })) return;
-  if (!deadline_set_) {
-    deadline_ = Clock::now() + call_timeout();
-    interrupt_check_due_ = Clock::now() + kInterruptCheck;
-    deadline_set_ = true;
-  }
+  start_clock();
   for (;;) {
-    throw_if_failed();
-    throw_if_peer_left(peer, flag, target);
     const Clock::time_point now = Clock::now();
-    if (now >= interrupt_check_due_) {
-      throw_if_interrupted();
-      interrupt_check_due_ = now + kInterruptCheck;
-    }
+    check_wait(now);
+    throw_if_peer_left(peer, flag, target);
     const std::chrono::nanoseconds left = deadline_ - now;
     if (left.count() <= 0 && !arrived()) fail_deadline(peer);
     flag.sleepers.fetch_add(1, std::memory_order_seq_cst);
@@ -231,6 +225,59 @@ void ShmGroup::wait_flag_slowly(Flag& flag, uint32_t target, int peer) {
     flag.sleepers.fetch_sub(1, std::memory_order_seq_cst);
     if (arrived()) return;
   }
+}
+
+// Of the waits of one collective together.
+void ShmGroup::start_clock() {
+  if (deadline_set_) return;
+  deadline_ = Clock::now() + call_timeout();
+  interrupt_check_due_ = Clock::now() + kInterruptCheck;
+  deadline_set_ = true;
+}
+
+void ShmGroup::check_wait(Clock::time_point now) {
+  throw_if_failed();
+  if (now < interrupt_check_due_) return;
+  throw_if_interrupted();
+  interrupt_check_due_ = now + kInterruptCheck;
+}
+
+void ShmGroup::wait_for_device(const std::function<bool()>& done) {
+  if (done() || spin_wait_(done, [this] { throw_if_failed(); })) return;
+  start_clock();
+  // Nothing wakes this thread: naps double, and cost at most their own length.
+  for (std::chrono::nanoseconds nap = kShortestNap;; nap = std::min<std::chrono::nanoseconds>(2 * nap, kLongestNap)) {
+    if (done()) return;
+    const Clock::time_point now = Clock::now();
+    check_wait(now);
+    if (now >= deadline_) fail_deadline_on_device();
+    std::this_thread::sleep_for(nap);
+  }
+}
+
+void ShmGroup::wait_for_device_outside(const std::function<bool()>& done) {
+  throw_if_failed();
+  patience_ = {};
+  deadline_set_ = false;
+  for (int peer = 0; peer < world_size_ && seq_ != first_seq_; ++peer) {
+    if (checked_seq_[static_cast<size_t>(peer)] != seq_) wait_announced(peer);
+  }
+  wait_for_device(done);
+}
+
+bool ShmGroup::wait_until_all_left() const {
+  const Clock::time_point until = Clock::now() + timeout();
+  for (int peer = 0; peer < world_size_; ++peer) {
+    const auto is_gone = [&] {
+      const char state = read_process_state(pids_[static_cast<size_t>(peer)]).letter;
+      return state == 0 || state == 'Z' || state == 'X';
+    };
+    while (lifecycle(peer) != Lifecycle::closed && !is_gone()) {
+      if (Clock::now() >= until) return false;
+      std::this_thread::sleep_for(kLongestNap);
+    }
+  }
+  return true;
 }
 
 void ShmGroup::wake_everyone() {
@@ -251,13 +298,15 @@ bool ShmGroup::report(const Error& error) {
 
 bool ShmGroup::has_failed() const { return has_fault(*page_); }
 
+Error ShmGroup::fault() const { return fault_error(*page_); }
+
 void ShmGroup::throw_if_failed() const {
-  if (has_failed()) throw fault_error(*page_);
+  if (has_failed()) throw fault();
 }
 
 void ShmGroup::fail(const Error& error) {
   if (report(error)) log(LogLevel::warning, "FAULT", error.what());
-  throw fault_error(*page_);
+  throw fault();
 }
 
 void ShmGroup::throw_if_peer_left(int peer, const Flag& flag, uint32_t target) {
@@ -315,7 +364,9 @@ std::string ShmGroup::where_is(int peer) const {
   } else if (!reached(announced.seq.value.load(std::memory_order_acquire), entered)) {
     where = concat("it has just entered collective #", entered);
   } else if (entered == their.completed_seq.load()) {
-    where = concat("its last call, ", describe(announced.descriptor, entered), ", is complete");
+    // Whether its GPU has come to what the call queued, nobody knows.
+    where = concat("its last call, ", describe(announced.descriptor, entered),
+                   (announced.descriptor.flags & kFlagOnDevice) != 0 ? ", has returned" : ", is complete");
   } else {
     where = concat("it is inside ", describe(announced.descriptor, entered));
   }
@@ -364,6 +415,28 @@ void ShmGroup::fail_deadline(int peer) {
              " s: rank ", rank_, " waits for it in ", describe_current(), " of group '", name_, "'; ", where_is(late),
              ". Look for a rank that takes another path or is slow, or raise timeout=. ", kCommunicatorLost),
       late));
+}
+
+// A GPU may be many calls behind the thread that queued them: which one it waits in is not known here.
+void ShmGroup::report_late_on_device(int peer) {
+  const uint32_t entered = line(rank_).entered_seq.load();
+  const Error error(
+      ErrorKind::deadline,
+      concat(name_with_pid(peer), " did not come within ", static_cast<double>(timeout().count()) / 1e9,
+             " s: the GPU of rank ", rank_, " waits for it in ", describe(slot(rank_, entered).descriptor, entered),
+             " of group '", name_, "', or in an earlier call; ", where_is(peer),
+             ". Look for a rank that takes another path or is slow, or raise timeout=. ", kCommunicatorLost),
+      peer);
+  if (report(error)) log(LogLevel::warning, "FAULT", error.what());
+}
+
+void ShmGroup::fail_deadline_on_device() {
+  fail(Error(
+      ErrorKind::deadline,
+      concat("the GPU of ", name_with_pid(rank_), " of group '", name_, "' did not finish within ",
+             static_cast<double>(call_timeout().count()) / 1e9, " s what was queued on it up to ", describe_current(),
+             ". Look for other work that keeps it or its stream busy, or raise timeout=. ", kCommunicatorLost),
+      rank_));
 }
 
 void ShmGroup::on_peer_death(int peer) {

@@ -48,8 +48,6 @@ struct GroupConfig {
   uint32_t first_seq = 0;        // where the wrapping counters start, as format_*() wrote it; for tests
   // Called about every kInterruptCheck by a rank that waits long; throws to interrupt the wait.
   std::function<void()> check_interrupt;
-  // Called once, on a thread of the group's, within about a second of a failure, whichever rank noticed it.
-  std::function<void()> on_failure;
 };
 
 // A wait that check_interrupt ended. Not a std::exception: nobody may mistake it for a failed call.
@@ -120,6 +118,13 @@ class ShmGroup {
   bool report(const Error& error);
   void throw_if_failed() const;
   bool has_failed() const;
+  // What every call throws from now on; after has_failed().
+  Error fault() const;
+  // Calls still_well() about twice a second, on a thread of the group's, until it returns false. It is called within
+  // about half a second of a failure, whichever rank noticed it. Never with a single rank.
+  void watch(std::function<bool()> still_well);
+  // Records that this rank's GPU gave up waiting for `peer`; any thread.
+  void report_late_on_device(int peer);
   // Records for all ranks that check_interrupt threw `error`; any thread. `where` follows "interrupted".
   void report_interrupt(const std::exception& error, const std::string& where);
   // The group's deadline from the next wait on; any thread.
@@ -127,6 +132,15 @@ class ShmGroup {
   // Tells the peers that this rank will not come back; they fail only if they wait for it.
   void leave();
   std::string describe_current() const { return describe(current_, seq_); }
+
+  // ---- what this rank's GPU does. done() polls, and may throw
+
+  // Blocks until done(), within a collective and its deadline.
+  void wait_for_device(const std::function<bool()>& done);
+  // The same between two collectives, with a deadline of its own, once all ranks have announced the last one.
+  void wait_for_device_outside(const std::function<bool()>& done);
+  // After leave(): blocks until all peers have left too, or are gone; false if timeout() passed first.
+  bool wait_until_all_left() const;
 
   // ---- for P2pEngine, which shares the slabs and the fate of the group and is not ordered with its calls; any thread
 
@@ -157,12 +171,15 @@ class ShmGroup {
   void set_flag(Flag& flag, uint32_t value);
   void wait_flag(Flag& flag, uint32_t target, int peer);
   void wait_flag_slowly(Flag& flag, uint32_t target, int peer);
+  void start_clock();
+  void check_wait(std::chrono::steady_clock::time_point now);
   void check_descriptor(int peer, uint32_t seq, const Descriptor& mine);
   void throw_if_interrupted();
   void throw_if_peer_left(int peer, const Flag& flag, uint32_t target);
   int furthest_behind(int peer) const;
   std::chrono::nanoseconds call_timeout() const;  // of the current collective
   [[noreturn]] void fail_deadline(int peer);
+  [[noreturn]] void fail_deadline_on_device();
   [[noreturn]] void fail_monitored(int peer);
   void on_peer_death(int peer);
   void wake_everyone();

@@ -43,6 +43,22 @@ constexpr int kCodecFormatVersion = 1;
 enum class CodecId : uint8_t { none = 0, bf16 = 1, fp16 = 2, int8 = 3, int4 = 4 };
 constexpr int kNumCodecs = 5;
 
+constexpr const char* codec_name(CodecId codec) {
+  switch (codec) {
+    case CodecId::none:
+      return "none";
+    case CodecId::bf16:
+      return "bf16";
+    case CodecId::fp16:
+      return "fp16";
+    case CodecId::int8:
+      return "int8";
+    case CodecId::int4:
+      return "int4";
+  }
+  return "?";
+}
+
 // Values per block: one scale each. Chunk borders fall on multiples of this for every codec.
 constexpr int64_t kBlockElems = 32;
 constexpr int64_t kScaleBytes = 2;

@@ -1,6 +1,7 @@
 #include "wire/descriptor.h"
 
 #include "base/error.h"
+#include "wire/codec_format.h"
 
 namespace ringcomm {
 
@@ -14,10 +15,12 @@ std::string describe(const Descriptor& d, uint32_t seq) {
     if (!is_exchange(d.op)) text += concat(", ", algo_name(d.algo));
     if (d.region != 0) text += concat(" in symmetric array ", d.region);
     if (d.codec_up != 0 || d.codec_down != 0) {
-      text += concat(", codec ids ", int{d.codec_up}, "/", int{d.codec_down});
-      if ((d.codec_flags & 1) != 0) text += " stochastic";
-      if ((d.codec_flags & 2) != 0) text += " with owner_residual";
+      text += concat(", codec ", codec_name(static_cast<CodecId>(d.codec_up)), " up, ",
+                     codec_name(static_cast<CodecId>(d.codec_down)), " down");
+      if ((d.flags & kFlagStochastic) != 0) text += " stochastic";
+      if ((d.flags & kFlagOwnerResidual) != 0) text += " with owner_residual";
     }
+    if ((d.flags & kFlagOnDevice) != 0) text += ", on GPUs";
   }
   if (d.tag[0] != 0) {
     text += concat(text.empty() ? "" : ", ", "tag '", std::string(d.tag, strnlen(d.tag, kTagBytes)), "'");

@@ -91,12 +91,15 @@ constexpr const char* algo_name(Algo algo) {
 //      3      1  algo           (0 in an exchange that is not direct: every rank's own choice)
 //      4      1  codec_up       CodecId
 //      5      1  codec_down     CodecId
-//      6      2  codec_flags    bit 0: stochastic rounding; bit 1: owner residual
+//      6      2  flags          bit 0: codec, stochastic rounding; bit 1: codec, owner residual; bit 2: arrays on GPUs
 //      8      4  root           (-1 where there is none)
 //     12      4  region         of symmetric memory, as they were allocated, from 1; 0 without one
 //     16      8  count          elements per rank, as op defines it (0 in an exchange that is not direct)
 //     24     24  tag            the caller's label, zero padded
 constexpr int kTagBytes = 24;
+constexpr uint16_t kFlagStochastic = 1;
+constexpr uint16_t kFlagOwnerResidual = 2;
+constexpr uint16_t kFlagOnDevice = 4;
 struct Descriptor {
   OpKind op = OpKind::barrier;
   DType dtype = DType::uint8;
@@ -104,7 +107,7 @@ struct Descriptor {
   Algo algo = Algo::one_shot;
   uint8_t codec_up = 0;
   uint8_t codec_down = 0;
-  uint16_t codec_flags = 0;
+  uint16_t flags = 0;
   int32_t root = -1;
   uint32_t region = 0;
   int64_t count = 0;

@@ -1,20 +1,15 @@
 """What a bucket of DDP looks like, and what is left over in it from step to step."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-
-from ringcomm import _core
 
 __all__ = [
     "Layout",
     "Plan",
     "adopt",
     "is_small",
-    "keep_unused_residuals",
     "nonzero_ranges",
     "num_values",
 ]
@@ -77,28 +72,6 @@ def adopt(kept: dict[str, torch.Tensor], plan: Plan, flat: torch.Tensor) -> bool
             found = True
         kept[name] = flat[begin:end]
     return found
-
-
-@contextmanager
-def keep_unused_residuals(buffer: torch.Tensor, plan: Plan) -> Iterator[None]:
-    """Keeps the residuals of parameters whose gradient is all zero on this rank.
-
-    DDP throws away what arrives for a parameter that no rank used, so sending its residual would
-    lose it. Such a parameter sends zeros and finds its residual unchanged.
-    """
-    stash: list[tuple[torch.Tensor, torch.Tensor]] = []
-    if plan.residual is not None:
-        ptr, item = buffer.data_ptr(), buffer.element_size()
-        for _, begin, end in plan.encoded:
-            if _core.is_zero(ptr + begin * item, (end - begin) * item):
-                residual = plan.residual[begin:end]
-                stash.append((residual, residual.clone()))
-                residual.zero_()
-    try:
-        yield
-    finally:
-        for residual, kept in stash:
-            residual.copy_(kept)
 
 
 def nonzero_ranges(values: torch.Tensor, gap: int = 64) -> list[tuple[int, torch.Tensor]]:

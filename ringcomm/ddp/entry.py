@@ -20,10 +20,11 @@ def hook(state: HookState, bucket: GradBucket) -> torch.futures.Future[torch.Ten
 
     Args:
         state: A :class:`HookState` made for the same model.
-        bucket: DDP's bucket on the CPU. Its buffer is overwritten with the mean over all ranks.
+        bucket: DDP's bucket, on the CPU or a GPU. Its buffer is overwritten with the mean over all ranks.
 
     Returns:
-        A future of ``bucket.buffer()``. Does not block.
+        A future of ``bucket.buffer()``. Does not block. On a GPU the mean is made on a stream of the
+        state's, behind the current one; whoever waits for the future lets its stream wait.
 
     Raises:
         UsageError: the bucket cannot be handled; the message says why.
@@ -66,8 +67,8 @@ def attach(
         The hook's state: statistics, checkpoints, ``close()``.
 
     Raises:
-        UsageError: not a DDP model, a model that has a hook already, parameters on another device
-            than the CPU, or bad arguments.
+        UsageError: not a DDP model, a model that has a hook already, parameters on a device that is
+            neither the CPU nor a GPU of this build, or bad arguments.
     """
     model = getattr(ddp_model, "_orig_mod", ddp_model)  # a torch.compile wrapper
     if not isinstance(model, DistributedDataParallel):

@@ -17,17 +17,12 @@ from torch.nn.parallel import DistributedDataParallel
 from ringcomm import _core
 from ringcomm.codecs import Codec
 from ringcomm.codecs import codec as parse_codec
-from ringcomm.ddp.bucket import (
-    Layout,
-    Plan,
-    adopt,
-    is_small,
-    keep_unused_residuals,
-    nonzero_ranges,
-    num_values,
-)
+from ringcomm.ddp.averaging import average_encoded, average_exact, average_sparse
+from ringcomm.ddp.bucket import Layout, is_small, num_values
 from ringcomm.ddp.counters import Counters, bits_per_value
-from ringcomm.ddp.transport import CHOICES, Config, Transport, make_transport, no_cuda
+from ringcomm.ddp.lane import Lane
+from ringcomm.ddp.residuals import Residuals
+from ringcomm.ddp.transport import CHOICES, Config, Transport, check_device, make_transport
 from ringcomm.ddp.worker import Job, Resources, unwrap
 from ringcomm.errors import AbortedError, RingcommError, UsageError
 
@@ -60,13 +55,15 @@ class HookState:
             below 8 bits, else 0.
         min_elems: Parameters with fewer elements go exact.
         scaler: The ``torch.amp.GradScaler`` in use. Residuals are in units of its scale: they are
-            multiplied when it grows, and dropped when it backs off, since that step was skipped.
+            multiplied when it grows, and dropped when it backs off, since that step was skipped. On a GPU
+            reading the scale makes the host wait once a step, as the scaler itself does.
         seed: Of stochastic rounding; overrides the codec's.
         timeout: Deadline of each collective; default that of the process group.
         log_every: Log the statistics on rank 0 every so many steps; 0 for never.
 
     Raises:
-        UsageError: bad arguments, or parameters on another device than the CPU.
+        UsageError: bad arguments, or parameters on a device that is neither the CPU nor a GPU of this
+            build.
 
     Attributes:
         codec: The :class:`~ringcomm.codecs.Codec`.
@@ -104,9 +101,7 @@ class HookState:
         self._config = Config(transport, warmup_steps, min_elems, timeout, log_every)
         self._scaler = scaler
         self._scale: float | None = None  # of the scaler, at the last step
-        # Worker residuals and owner residuals by parameter name: views into the plans' arrays.
-        self._residuals: dict[str, torch.Tensor] = {}
-        self._owner_residuals: dict[str, torch.Tensor] = {}
+        self._residuals = Residuals(self.codec)
         self._unpickled: dict[str, Any] | None = None
         self._init_runtime()
         self.bind(model, process_group=process_group, comm=comm)
@@ -116,7 +111,8 @@ class HookState:
         self._model: weakref.ref[torch.nn.Module] | None = None
         self._ddp_model: weakref.ref[torch.nn.Module] | None = None  # around it, if we were told
         self._group: dist.ProcessGroup | None = None
-        self._plans: dict[tuple[str, ...], Plan] = {}
+        self._lanes: dict[torch.device, Lane] = {}
+        self._on_gpu = False  # the model is
         self._counters = Counters()
         self._in_backward: list[Job] = []
         self._last: Job | None = None  # the bucket that the end of this backward pass reduces
@@ -153,11 +149,11 @@ class HookState:
         if not isinstance(module, torch.nn.Module):
             raise UsageError(f"model is a {type(model).__name__}, expected the DDP model")
         for name, parameter in module.named_parameters():
-            if parameter.device.type not in ("cpu", "meta"):
-                raise UsageError(no_cuda(f"parameter {name}", parameter.device))
+            check_device(f"parameter {name}", parameter.device)
         if process_group is None:
             process_group = getattr(model, "process_group", None)
-        self._resources.worker.drain()
+        self._drain()
+        self._on_gpu = any(parameter.is_cuda for parameter in module.parameters())
         self._model = weakref.ref(module)
         self._ddp_model = None if module is model else weakref.ref(model)
         self._learn_names()
@@ -179,7 +175,7 @@ class HookState:
     @process_group.setter
     def process_group(self, group: dist.ProcessGroup | None) -> None:
         self._check_open()
-        self._resources.worker.drain()
+        self._drain()
         self._failure = None  # a new group may outlive the failure of the old one
         self._connect(group, None)
 
@@ -205,10 +201,10 @@ class HookState:
         if self._resources.transport is not None:
             self._resources.transport.close()
             self._resources.transport = None
-        transport, why = make_transport(self._config, group, comm)
+        transport, why = make_transport(self._config, group, comm, self._on_gpu)
         self._resources.transport = transport
         self._group = group
-        self._plans.clear()
+        self._residuals.forget_plans()
         _LOG.info(
             "rank %d of %d: gradients travel as %s over %s (%s), after %d exact steps",
             transport.rank,
@@ -234,6 +230,12 @@ class HookState:
                 "this HookState is closed; wrap the model in DDP anew and attach() again"
             )
 
+    def _drain(self) -> None:
+        """Waits for what was submitted; on a GPU the current stream does."""
+        self._resources.worker.drain()
+        for lane in self._lanes.values():
+            lane.join()
+
     def _learn_names(self) -> None:
         model = None if self._model is None else self._model()
         if model is not None:
@@ -242,7 +244,7 @@ class HookState:
     # ---- one bucket: the autograd thread ---------------------------------------------------------
 
     def submit(self, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
-        self._transport()
+        self._check_open()
         if self._failure is not None:
             if bucket.index() > 0:
                 raise self._failure  # of this very backward pass
@@ -251,8 +253,7 @@ class HookState:
                 "from a checkpoint, or set state.process_group to a group of the survivors"
             ) from self._failure
         buffer = bucket.buffer()
-        if buffer.device.type != "cpu":
-            raise UsageError(no_cuda("this bucket", buffer.device))
+        check_device("this bucket", buffer.device)
         if buffer.dtype not in _ENCODED_DTYPES + _EXACT_DTYPES:
             raise UsageError(
                 f"gradients of dtype {buffer.dtype} cannot be averaged; supported are "
@@ -264,15 +265,23 @@ class HookState:
             self._watch_backward()
         warmup = self.step < self._config.warmup_steps
         exact = warmup or self.codec.exact
+        transport = self._transport()
         if buffer.layout != torch.strided:
-            work = partial(self._reduce_sparse, buffer, warmup)
+            work = partial(average_sparse, transport, buffer, self._counters, warmup)
         elif exact or buffer.dtype not in _ENCODED_DTYPES:
-            work = partial(self._reduce_exact, buffer, warmup)
+            work = partial(average_exact, transport, buffer, self._counters, warmup)
         else:
             # A counter that no other bucket of the whole run has.
             counter = (self.step << 20) + bucket.index()
-            work = partial(self._reduce_encoded, buffer, self._layout(bucket), counter)
-        job = Job(partial(self._run, work, rescale, bucket.is_last(), exact))
+            work = partial(self._average_encoded, buffer, self._layout(bucket), counter)
+        lane = self._lanes.get(buffer.device)
+        if lane is None:
+            lane = self._lanes[buffer.device] = Lane(buffer.device)
+        job = Job(
+            partial(self._run, work, rescale, bucket.is_last(), exact),
+            lane.turn(buffer),
+            lane.future(),
+        )
         if bucket.is_last():
             self.step += 1
         self._in_backward.append(job)
@@ -373,7 +382,7 @@ class HookState:
         started = time.perf_counter()
         try:
             if rescale is not None:
-                self._rescale(rescale)
+                self._residuals.rescale(rescale)
             result = work()
         except Exception as error:
             if not isinstance(error, RingcommError):
@@ -391,108 +400,23 @@ class HookState:
                 _LOG.info("step %d: %s", counters.steps, self.stats())
         return result
 
-    def _reduce_exact(self, buffer: torch.Tensor, warmup: bool) -> torch.Tensor:
-        transport = self._transport()
-        if transport.world_size > 1:
-            before = transport.bytes_sent
-            transport.all_reduce(
-                torch.view_as_real(buffer) if buffer.is_complex() else buffer, "avg"
-            )
-            self._counters.add_exact(transport.bytes_sent - before, buffer.numel(), warmup)
-        return buffer
-
-    def _reduce_sparse(self, gradient: torch.Tensor, warmup: bool) -> torch.Tensor:
-        """The exact mean of sparse gradients: everybody gets everybody's indices and values."""
-        transport = self._transport()
-        if transport.world_size == 1:
-            return gradient
-        before = transport.bytes_sent
-        gradient = gradient.coalesce()
-        indices, values = gradient.indices(), gradient.values()
-        counts = [int(count) for count in transport.all_gather(torch.tensor([values.shape[0]]))]
-        most = max(counts)
-        if most == 0:
-            return gradient
-        wide = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-        padded_indices = indices.new_zeros((most, indices.shape[0]))
-        padded_indices[: values.shape[0]] = indices.t()
-        padded_values = wide.new_zeros((most, *values.shape[1:]))
-        padded_values[: values.shape[0]] = wide
-        parts = transport.all_gather(padded_indices)
-        all_indices = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
-        if padded_values.is_complex():
-            real = transport.all_gather(torch.view_as_real(padded_values))
-            parts = [torch.view_as_complex(part) for part in real]
-        else:
-            parts = transport.all_gather(padded_values)
-        all_values = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
-        total = torch.sparse_coo_tensor(
-            all_indices.t(), all_values, gradient.shape, check_invariants=False
-        ).coalesce()
-        mean = (total.values() / transport.world_size).to(values.dtype)
-        self._counters.add_exact(transport.bytes_sent - before, values.numel(), warmup)
-        return torch.sparse_coo_tensor(
-            total.indices(), mean, gradient.shape, is_coalesced=True, check_invariants=False
-        )
-
-    def _reduce_encoded(self, buffer: torch.Tensor, layout: Layout, counter: int) -> torch.Tensor:
+    def _average_encoded(self, buffer: torch.Tensor, layout: Layout, counter: int) -> torch.Tensor:
         transport = self._transport()
         if transport.world_size == 1:
             return buffer
-        plan = self._plans.get(layout.names)
-        if plan is None:
-            plan = self._new_plan(layout)
-        counters = self._counters
-        before = transport.bytes_sent
-        small = torch.cat([buffer[a:b] for a, b in plan.exact]) if plan.exact else None
-        if plan.encoded:
-            for begin, end in plan.exact:
-                buffer[begin:end].zero_()
-            with keep_unused_residuals(buffer, plan):
-                transport.all_reduce_encoded(
-                    buffer, self.codec, plan.residual, plan.owner_residual, counter
-                )
-            counters.add_encoded(transport.bytes_sent - before, plan.num_encoded)
-            counters.codec_seconds = transport.codec_seconds
-        if small is not None:
-            before = transport.bytes_sent
-            transport.all_reduce(small, "avg")
-            counters.add_exact(transport.bytes_sent - before, small.numel(), False)
-            sizes = [end - begin for begin, end in plan.exact]
-            for (begin, end), part in zip(plan.exact, torch.split(small, sizes), strict=True):
-                buffer[begin:end] = part
-        return buffer
+        plan = self._residuals.plan(layout, buffer.device, transport)
+        return average_encoded(
+            transport, buffer, plan, self.codec, counter, self._counters, self._may_be_unused()
+        )
 
-    def _new_plan(self, layout: Layout) -> Plan:
-        """Plan a bucket that was not seen yet. Collective if the codec keeps owner residuals."""
-        plan = Plan.of(layout)
-        stale = set(layout.names)
-        self._plans = {
-            names: kept for names, kept in self._plans.items() if stale.isdisjoint(names)
-        }
-        self._plans[layout.names] = plan
-        if self.codec.error_feedback and plan.encoded:
-            plan.residual = torch.zeros(plan.num_elems)
-            adopt(self._residuals, plan, plan.residual)
-        if self.codec.down_codec.error_feedback and plan.encoded:
-            transport = self._transport()
-            plan.owner_residual = torch.zeros(plan.num_elems)
-            held = adopt(self._owner_residuals, plan, plan.owner_residual)
-            # Elements have other owners than before: put the pieces together once, exactly, and
-            # keep the own ones. Whether anybody has a piece must be agreed on.
-            wanted = torch.tensor([float(held)])
-            transport.all_reduce(wanted, "sum")
-            if wanted.item() > 0:
-                transport.all_reduce(plan.owner_residual, "sum")
-                plan.owner_residual[~transport.owned(plan.num_elems)] = 0.0
-        return plan
-
-    def _rescale(self, factor: float) -> None:
-        for residual in (*self._residuals.values(), *self._owner_residuals.values()):
-            if factor == 0.0:
-                residual.zero_()
-            else:
-                residual.mul_(factor)
+    def _may_be_unused(self) -> bool:
+        """Whether DDP may reduce parameters that this step does not use."""
+        model = None if self._ddp_model is None else self._ddp_model()
+        if model is None:
+            return True
+        return bool(
+            getattr(model, "find_unused_parameters", True) or getattr(model, "static_graph", True)
+        )
 
     # ---- figures ---------------------------------------------------------------------------------
 
@@ -534,7 +458,7 @@ class HookState:
 
     def reset_stats(self) -> None:
         """Set all counters of :meth:`stats` to zero (not ``step``)."""
-        self._resources.worker.drain()
+        self._drain()
         before = self._transport().codec_seconds
         self._counters = Counters(codec_seconds=before, codec_seconds_before=before)
 
@@ -549,7 +473,7 @@ class HookState:
             Copies: ``step``, ``scale``, ``codec``, ``rank``, ``world_size``, ``residuals`` by
             parameter name, and ``owner_residuals``, the element ranges that this rank owns.
         """
-        self._resources.worker.drain()
+        self._drain()
         if self._unpickled is not None:
             return self._unpickled
         transport = self._transport()
@@ -560,11 +484,7 @@ class HookState:
             "world_size": transport.world_size,
             "step": self.step,
             "scale": self._scale,
-            "residuals": {name: value.clone() for name, value in self._residuals.items()},
-            "owner_residuals": {
-                name: {"num_elems": value.numel(), "ranges": nonzero_ranges(value)}
-                for name, value in self._owner_residuals.items()
-            },
+            **self._residuals.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any], *, survivor: bool = False) -> None:
@@ -588,18 +508,9 @@ class HookState:
             )
         transport = self._transport()
         sizes = {name: parameter.numel() for parameter, name in self._names.items()}
-        held = {name: value.numel() for name, value in state["residuals"].items()}
-        held |= {name: value["num_elems"] for name, value in state["owner_residuals"].items()}
-        for name, num_elems in held.items():
-            if sizes.get(name) != num_elems:
-                raise UsageError(
-                    f"state: it has {num_elems} residuals of parameter {name!r}, the model has "
-                    f"{sizes.get(name, 'no such parameter')}; is it of another model?"
-                )
-        self._resources.worker.drain()
-        self._plans.clear()
-        self._residuals = {}
-        self._owner_residuals = {}
+        held = self._residuals.check(state, sizes)
+        self._drain()
+        self._residuals.clear()
         self.step = int(state["step"])
         self._scale = state["scale"]
         saved = (state["rank"], state["world_size"])
@@ -612,12 +523,7 @@ class HookState:
                 stacklevel=2,
             )
             return
-        self._residuals = {name: value.clone() for name, value in state["residuals"].items()}
-        for name, value in state["owner_residuals"].items():
-            dense = torch.zeros(value["num_elems"])
-            for begin, part in value["ranges"]:
-                dense[begin : begin + part.numel()] = part
-            self._owner_residuals[name] = dense
+        self._residuals.load(state)
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -633,8 +539,7 @@ class HookState:
         self._scaler = pickled["scaler"]
         self._scale = pickled["state"]["scale"]
         self.step = pickled["state"]["step"]
-        self._residuals = {}
-        self._owner_residuals = {}
+        self._residuals = Residuals(self.codec)
         self._unpickled = pickled["state"]
         self._init_runtime()
 

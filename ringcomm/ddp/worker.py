@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from ringcomm.ddp.lane import Turn
 from ringcomm.ddp.transport import Transport
 
 __all__ = ["Job", "Resources", "Worker", "unwrap"]
@@ -14,13 +15,19 @@ _STOP_SECONDS = 5.0
 
 
 class Job:
-    """One bucket on its way through the worker."""
+    """One bucket on its way through the worker. ``done``: reduced, or on a GPU queued to be."""
 
-    __slots__ = ("done", "error", "future", "run")
+    __slots__ = ("done", "error", "future", "run", "turn")
 
-    def __init__(self, run: Callable[[], torch.Tensor]) -> None:
+    def __init__(
+        self,
+        run: Callable[[], torch.Tensor],
+        turn: Turn,
+        future: "torch.futures.Future[torch.Tensor]",
+    ) -> None:
         self.run: Callable[[], torch.Tensor] | None = run  # None once it has run
-        self.future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+        self.turn = turn
+        self.future = future
         self.done = threading.Event()
         self.error: Exception | None = None
 
@@ -87,15 +94,16 @@ def _work(jobs: "queue.SimpleQueue[Job | threading.Event | None]") -> None:
 def _run(job: Job) -> None:
     run, job.run = job.run, None
     assert run is not None
-    try:
-        result = run()
-    except Exception as error:
-        job.error = error
-        job.done.set()
-        job.future.set_exception(error)  # type: ignore[arg-type]  # wrong in torch's stub
-    else:
-        job.done.set()
-        job.future.set_result(result)
+    with job.turn:  # also when the future learns of the result: that is when a GPU has come here
+        try:
+            result = run()
+        except Exception as error:
+            job.error = error
+            job.done.set()
+            job.future.set_exception(error)  # type: ignore[arg-type]  # wrong in torch's stub
+        else:
+            job.done.set()
+            job.future.set_result(result)
 
 
 class Resources:

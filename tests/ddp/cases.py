@@ -25,7 +25,8 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 import ringcomm
 from ringcomm import reference
 from ringcomm.ddp import HookState, attach, hook
-from ringcomm.ddp.transport import CommTransport, GroupTransport
+from ringcomm.ddp.group_transport import GroupTransport
+from ringcomm.ddp.transport import CommTransport
 from ringcomm.errors import AbortedError, PeerLostError, RingcommError, UsageError
 
 TRANSPORTS = ("torch", "ringcomm")
@@ -173,7 +174,7 @@ def encoded_transports_give_equal_bits_at_every_size(rank, world):
                     got = x.clone()
                     residual, owner = torch.zeros(num_elems), torch.zeros(num_elems)
                     transport.all_reduce_encoded(got, codec, residual, owner, 5)
-                    mask = transport.owned(num_elems)
+                    mask = transport.owned(num_elems, x.device)
                     assert not owner[~mask].any()
                     owners = mask.to(torch.int32)
                     dist.all_reduce(owners)
@@ -266,20 +267,20 @@ def residuals_follow_parameters_when_buckets_are_rebuilt(rank, world):
         model = layers(bucket_cap_mb=0.02)
         with attach(model, spec, transport="ringcomm", warmup_steps=0) as state:
             seen = []
-            plan_a_bucket = state._new_plan
+            plan_a_bucket = state._residuals.new_plan
 
-            def spy(layout, plan_a_bucket=plan_a_bucket, seen=seen):
-                plan = plan_a_bucket(layout)
+            def spy(*bucket, plan_a_bucket=plan_a_bucket, seen=seen):
+                plan = plan_a_bucket(*bucket)
                 kept = [
                     None if r is None else r.clone() for r in (plan.residual, plan.owner_residual)
                 ]
-                seen.append((layout.names, plan.encoded, *kept))
+                seen.append((bucket[0].names, plan.encoded, *kept))
                 return plan
 
-            state._new_plan = spy
+            state._residuals.new_plan = spy
             model(rows(rank, 0, 8, 64)).square().mean().backward()
             first = state.state_dict()["residuals"]
-            owners = {name: value.clone() for name, value in state._owner_residuals.items()}
+            owners = {name: value.clone() for name, value in state._residuals.owner.items()}
             old_layouts = {names for names, *_ in seen}
             seen.clear()
             model(rows(rank, 1, 8, 64)).square().mean().backward()
@@ -298,7 +299,7 @@ def residuals_follow_parameters_when_buckets_are_rebuilt(rank, world):
                         assert torch.equal(old, new)
                         assert old.any()
             assert moved == {f"layers.{i}.weight" for i in range(3)}
-            state._new_plan = plan_a_bucket
+            state._residuals.new_plan = plan_a_bucket
 
 
 # ---- unused parameters ---------------------------------------------------------------------------
@@ -829,7 +830,7 @@ def survivors_go_on_in_a_smaller_group(rank, world):
         state = attach(model, "int4/4", transport=transport, warmup_steps=0)
         train(model, torch.optim.SGD(model.parameters(), 0.1), rank, range(3))
         before = state.state_dict()["residuals"]
-        owners = {name: value.clone() for name, value in state._owner_residuals.items()}
+        owners = {name: value.clone() for name, value in state._residuals.owner.items()}
         if rank == 2:
             state.close()
             dist.barrier()
@@ -841,14 +842,14 @@ def survivors_go_on_in_a_smaller_group(rank, world):
         after = state.state_dict()["residuals"]
         assert all(torch.equal(after[name], before[name]) for name in before)
         seen = []
-        plan_a_bucket = state._new_plan
+        plan_a_bucket = state._residuals.new_plan
 
-        def spy(layout, plan_a_bucket=plan_a_bucket, seen=seen):
-            plan = plan_a_bucket(layout)
+        def spy(*bucket, plan_a_bucket=plan_a_bucket, seen=seen):
+            plan = plan_a_bucket(*bucket)
             seen.append((plan.encoded, plan.owner_residual.clone()))
             return plan
 
-        state._new_plan = spy
+        state._residuals.new_plan = spy
         train(model, torch.optim.SGD(model.parameters(), 0.1), rank, range(3, 5))
         same_everywhere(*model.parameters(), group=pair)
         encoded, residual = seen[0]
@@ -859,7 +860,7 @@ def survivors_go_on_in_a_smaller_group(rank, world):
                 dist.all_reduce(value, group=pair)
             assert torch.equal(old, new)
             assert held.max() <= 1
-        state._new_plan = plan_a_bucket
+        state._residuals.new_plan = plan_a_bucket
         state.close()
         dist.barrier()
 

@@ -83,7 +83,7 @@ PAIRS = [
     ("algo", "ring", ("two_shot", "ring")),
     ("plain", "tag", ("tag 'other'",)),
     ("plain", "codec", ("codec",)),
-    ("codec", "other codec", ("codec",)),
+    ("codec", "other codec", ("int8 up, int8 down", "int4 up, int8 down")),
     ("codec", "stochastic", ("codec",)),
     ("codec", "owner residual", ("codec",)),
     ("big", "bigger", ("x 100000", "x 100001")),

@@ -35,7 +35,17 @@ def test_the_build_summary_is_stored_and_complete() -> None:
 
 def test_info_shows_build_and_machine_and_environment() -> None:
     text = run_info(RINGCOMM_TIMEOUT="12")
-    for part in ("compiler", "cuda archs", "numpy", "torch", "simd", "memfd", "pidfd", "devices"):
+    for part in (
+        "compiler",
+        "cuda archs",
+        "numpy",
+        "torch",
+        "simd",
+        "memfd",
+        "pidfd",
+        "kernels",
+        "devices",
+    ):
         assert f"  {part} " in text
     assert re.search(r"^  RINGCOMM_TIMEOUT +12$", text, re.MULTILINE)
     assert re.search(r"^  RINGCOMM_DEBUG +WARN \(default\)$", text, re.MULTILINE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,32 @@ def test_arch_list_is_translated(
     monkeypatch.setenv("CUDA_HOME", str(fake_nvcc(tmp_path, "12.8")))
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", spec)
     assert " ".join(setup_py.find_cuda().archs) == expected
+
+
+def test_nvcc_of_its_python_package_is_the_last_resort(
+    setup_py: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toolkit = fake_nvcc(tmp_path / "nvidia" / "cu13", "13.0")
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    monkeypatch.setattr(setup_py.sysconfig, "get_path", lambda name: str(tmp_path))
+    # Nothing on PATH, nothing in /usr/local/cuda.
+    monkeypatch.setattr(
+        setup_py.shutil,
+        "which",
+        lambda name, path=None, which=shutil.which: (
+            which(name, path=path.split(":", 1)[1]) if path else None
+        ),
+    )
+    assert setup_py.find_nvcc().nvcc == str(toolkit / "bin" / "nvcc")
+    # Its libraries lie where nvcc does not look.
+    monkeypatch.setenv("LIBRARY_PATH", "/elsewhere")
+    setup_py.add_library_path(toolkit)
+    assert os.environ["LIBRARY_PATH"] == "/elsewhere"
+    (toolkit / "lib").mkdir()
+    (toolkit / "lib" / "libcudart_static.a").touch()
+    setup_py.add_library_path(toolkit)
+    assert os.environ["LIBRARY_PATH"] == f"{toolkit / 'lib'}:/elsewhere"
 
 
 def test_default_arch_list_leaves_out_what_an_older_toolkit_does_not_know(

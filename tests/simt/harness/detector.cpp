@@ -34,6 +34,7 @@ uintptr_t last_begin = 0, last_end = 0;          // of the buffer that was found
 std::map<uintptr_t, Buffer> buffers;             // by their address
 std::vector<std::vector<Access>> read_lists;     // Cell::more_reads
 std::unordered_map<uintptr_t, Knowledge> words;  // what acquiring a word teaches
+std::map<std::pair<int, int>, Knowledge> stream_ends;
 
 void* reserve(size_t bytes) {
   void* const memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -221,14 +222,40 @@ void release_all() {
   arena_used = 0;
 }
 
+void watch(Block& block) {
+  Machine& m = machine();
+  Launch& launch = *block.launch;
+  if (m.block_names.empty()) m.block_names.emplace_back();  // number 0 is none
+  m.block_names.push_back(BlockName{launch.name, launch.rank, launch.number, block.id});
+  if (launch.started == 1) launch.before = stream_ends[{launch.rank, launch.stream}];
+  block.acquired = launch.before;
+  block.shadow.resize(cells_for(m.shared_bytes) + 1 + cells_for(launch.shared_bytes) + 1);
+  block.barrier_clocks.assign(block.threads.size(), 0);
+  block.warp_clocks.assign(block.threads.size(), {});
+}
+
+void watch_end(Block& block) {
+  Launch& launch = *block.launch;
+  launch.after.learn(block.acquired);
+  for (const Thread& thread : block.threads) {
+    if (!thread.acquired.empty()) launch.after.learn(thread.acquired);
+  }
+}
+
+void watch_end(const Launch& launch) {
+  Knowledge& end = stream_ends[{launch.rank, launch.stream}];
+  end.learn(launch.after);
+  end.learn_launch(launch.number);
+  end.forget_finished([](uint32_t number) { return machine().block_names[number].launch; });
+}
+
 void forget_accesses() {
   if (arena != 0) madvise(arena_shadow, cells_for(arena_used) * sizeof(Cell), MADV_DONTNEED);
   read_lists.clear();
   words.clear();
-}
-
-size_t shadow_cells(size_t shared_bytes, size_t dynamic_bytes) {
-  return cells_for(shared_bytes) + 1 + cells_for(dynamic_bytes) + 1;
+  stream_ends.clear();
+  machine().block_names.clear();
+  machine().num_blocks = 0;
 }
 
 std::string describe_address(uintptr_t address) {

@@ -1,4 +1,4 @@
-// The state that the scheduler and the detector share. One emulated machine per process, one OS thread.
+// The state that the scheduler and the detector share. One emulated machine per process, one OS thread drives it.
 #pragma once
 
 #include <array>
@@ -120,8 +120,8 @@ struct Machine {
   bool abandoned = false;  // the run cannot go on
   std::map<std::pair<int, int>, std::deque<std::unique_ptr<Launch>>> queues;  // by rank and stream
   std::vector<std::unique_ptr<Block>> resident;
-  std::vector<BlockName> block_names;  // by number
-  uint32_t num_launches = 0;
+  std::vector<BlockName> block_names;  // by number, from 1 on
+  uint32_t num_blocks = 0, num_launches = 0, launches_ended = 0;
   uint64_t last_progress = 0;    // counts changes that a thread could wait for
   uint64_t idle_accesses = 0;    // accesses since the last one
   uint64_t now = 0;              // nanoseconds()
@@ -150,6 +150,22 @@ void report(const std::string& text, const std::string& key);
 void abandon();
 std::string at(Place place);  // file:line
 
+// ---- What drives the machine, on one OS thread: batch.cpp, or ../runtime/gpu.cpp
+enum class Step {
+  ran,      // a thread got on
+  polled,   // a thread looked at what it waits for, and nothing else has changed
+  stuck,    // no thread can run, though some have not ended
+  nothing,  // is submitted
+};
+void prepare(const Config& config);  // first of all, on the thread that drives
+std::unique_ptr<Launch> make_launch(const char* name, const CUstream_st& on, dim3 grid, dim3 block, size_t shared_bytes,
+                                    const Closure* owned);
+void submit(std::unique_ptr<Launch> launch);
+Step step();  // one thread, until it lets others run
+size_t num_spinners();
+void abandon_all();  // what is submitted
+void report_deadlock();
+
 // ---- The scheduler: of the current thread, unless one is named
 bool is_random();  // the schedule
 void leave();      // lets others run; returns when the scheduler comes back to the thread
@@ -162,11 +178,13 @@ void let_others_run(const void* word, unsigned bytes);  // at a load of a word t
 void made_progress();
 constexpr uint64_t kMostIdleAccesses = 20'000'000;
 
-// ---- The detector
+// ---- The detector (detector.cpp; ../runtime/memory.cpp looks away)
+void watch(Block& block);  // it begins
+void watch_end(Block& block);
+void watch_end(const Launch& launch);
 void check_access(uintptr_t address, unsigned bytes, bool write, bool atomic, bool needs_alignment, const void* code);
 void barrier_orders(Block& block);
 void warp_orders(Block& block, uint32_t first_thread, unsigned mask);
 void forget_accesses();
-size_t shadow_cells(size_t shared_bytes, size_t dynamic_bytes);
 
 }  // namespace simt

@@ -6,7 +6,6 @@
 #include <sstream>
 
 #include "machine.h"
-#include "simt/memory_order.h"
 
 // The built-in variables; kernels see them as constants, which they are for each thread.
 uint3 simt_thread_index __asm__("threadIdx");
@@ -43,20 +42,14 @@ simt_switch:
 namespace simt {
 namespace {
 
-// Rounds that every waiting thread gets without anything changing before it is called a deadlock.
-constexpr uint64_t kIdleRounds = 200;
-// Where they look at a clock it goes forward first, so often.
-constexpr int kMostTicks = 100;
-constexpr uint64_t kTick = 1'000'000'000;
-
 // Writing it gives this thread its copy of the module's thread-locals, which it gets late when the module was loaded
 // late.
 thread_local volatile char touched = 0;
 
 std::deque<Thread*> spinners;
 Block* loaded = nullptr;  // whose shared memory lies in the thread-locals
-std::map<std::pair<int, int>, Knowledge> stream_ends;
 uint64_t random_state = 1;
+bool may_start = true;  // blocks, before the next step
 
 int find_shared(dl_phdr_info* info, size_t, void*) {
   const uintptr_t self = reinterpret_cast<uintptr_t>(&find_shared);
@@ -117,19 +110,14 @@ void start_block(Launch& launch) {
   uint32_t index = launch.started++;
   if (m.config.schedule == Schedule::reverse) index = launch.total - 1 - index;
   block->launch = &launch;
-  block->number = static_cast<uint32_t>(m.block_names.size());
+  block->number = ++m.num_blocks;
   block->id =
       uint3{index % launch.grid.x, index / launch.grid.x % launch.grid.y, index / launch.grid.x / launch.grid.y};
   block->priority = static_cast<uint32_t>(random_bits());
-  block->acquired = launch.before;
   block->shared.assign(m.shared_bytes, static_cast<char>(0xA5));
   block->dynamic_shared.assign(launch.shared_bytes + 16, static_cast<char>(0xA5));
-  block->shadow.resize(shadow_cells(m.shared_bytes, launch.shared_bytes));
-  m.block_names.push_back(BlockName{launch.name, launch.rank, launch.number, block->id});
   const uint32_t count = launch.block.x * launch.block.y * launch.block.z;
   block->alive = count;
-  block->barrier_clocks.assign(count, 0);
-  block->warp_clocks.assign(count, {});
   block->threads = std::vector<Thread>(count);
   for (uint32_t i = 0; i < count; ++i) {
     Thread& thread = block->threads[i];
@@ -142,6 +130,7 @@ void start_block(Launch& launch) {
     block->ready.push_back(i);
   }
   m.counts.threads += count;
+  watch(*block);
   m.resident.push_back(std::move(block));
   made_progress();
 }
@@ -153,9 +142,7 @@ void start_blocks() {
   std::map<int, int> on_rank;
   for (const auto& block : m.resident) ++on_rank[block->launch->rank];
   for (auto& [key, queue] : m.queues) {
-    if (queue.empty()) continue;
     Launch& launch = *queue.front();
-    if (launch.started == 0) launch.before = stream_ends[key];
     int busy = 0;
     for (const auto& block : m.resident) busy += block->launch == &launch && !block->ready.empty();
     while (launch.started < launch.total && on_rank[key.first] < m.config.max_resident_blocks && busy < most_busy) {
@@ -169,11 +156,8 @@ void start_blocks() {
 void end_block(Block* block) {
   Machine& m = machine();
   Launch& launch = *block->launch;
-  launch.after.learn(block->acquired);
-  for (Thread& thread : block->threads) {
-    if (!thread.acquired.empty()) launch.after.learn(thread.acquired);
-    m.stacks.give_back(thread.stack);
-  }
+  watch_end(*block);
+  for (Thread& thread : block->threads) m.stacks.give_back(thread.stack);
   if (loaded == block) loaded = nullptr;
   for (auto& resident : m.resident) {
     if (resident.get() != block) continue;
@@ -182,12 +166,11 @@ void end_block(Block* block) {
     break;
   }
   if (++launch.ended != launch.total) return;
-  const std::pair<int, int> key{launch.rank, launch.stream};
-  Knowledge& end = stream_ends[key];
-  end.learn(launch.after);
-  end.learn_launch(launch.number);
-  end.forget_finished([&](uint32_t number) { return m.block_names[number].launch; });
-  m.queues[key].pop_front();
+  ++m.launches_ended;
+  watch_end(launch);
+  const auto queue = m.queues.find({launch.rank, launch.stream});
+  queue->second.pop_front();
+  if (queue->second.empty()) m.queues.erase(queue);
 }
 
 Thread* take_spinner(size_t which) {
@@ -260,110 +243,6 @@ Thread* choose() {
   return nullptr;
 }
 
-uint64_t value_of_word(const Thread& thread) {
-  uint64_t value = 0;  // little endian
-  memcpy(&value, thread.waits_for, thread.waits_for_bytes);
-  return value;
-}
-
-std::string waiting_for(const Thread& thread) {
-  switch (thread.state) {
-    case State::at_barrier:
-      return "at __syncthreads(), " + at(thread.place);
-    case State::in_collective:
-      return "for the other lanes of a warp operation, " + at(thread.place);
-    case State::spinning:
-      if (thread.waits_for == nullptr) return "in __nanosleep()";
-      return "for another value than " + std::to_string(value_of_word(thread)) + " in " +
-             describe_address(reinterpret_cast<uintptr_t>(thread.waits_for));
-    case State::ready:
-    case State::done:
-      break;
-  }
-  return "to run";
-}
-
-void report_deadlock() {
-  std::map<std::string, std::pair<int, std::string>> groups;  // what is waited for: how many, the first of them
-  for (const auto& block : machine().resident) {
-    for (const Thread& thread : block->threads) {
-      if (thread.state == State::done) continue;
-      auto& [count, first] = groups[block->launch->name + waiting_for(thread)];
-      if (count++ == 0) first = where(thread) + " waits " + waiting_for(thread);
-    }
-  }
-  std::ostringstream text;
-  text << "deadlock: nothing changes any more.";
-  int listed = 0;
-  for (const auto& [what, group] : groups) {
-    if (++listed > 8) {
-      text << " And " << groups.size() - 8 << " more.";
-      break;
-    }
-    text << ' ' << group.second;
-    if (group.first > 1) text << " (" << group.first << " threads like it)";
-    text << '.';
-  }
-  for (const auto& [key, queue] : machine().queues) {
-    if (queue.empty() || queue.front()->started == queue.front()->total) continue;
-    const Launch& launch = *queue.front();
-    text << ' ' << launch.total - launch.started << " blocks of kernel " << launch.name << ", rank " << launch.rank
-         << ", have not started: not more than " << machine().config.max_resident_blocks
-         << " are resident, so no block may wait for a later one.";
-  }
-  report(text.str(), "deadlock");
-}
-
-// When nothing changes any more. False if nobody waits for a later time either.
-bool tick() {
-  Machine& m = machine();
-  if (!m.looked_at_clock || m.idle_ticks == kMostTicks) return false;
-  m.looked_at_clock = false;
-  ++m.idle_ticks;
-  m.now += kTick;
-  return true;
-}
-
-void run_queues() {
-  Machine& m = machine();
-  uint64_t idle = 0;
-  uint64_t progress = m.last_progress;
-  bool may_start = true;
-  while (!m.abandoned) {
-    if (may_start) start_blocks();
-    may_start = false;
-    if (m.resident.empty()) return;
-    Thread* const thread = choose();
-    if (thread == nullptr) return report_deadlock();
-    Block* const block = thread->block;
-    resume(thread);
-    idle = m.last_progress == progress && thread->state == State::spinning ? idle + 1 : 0;
-    progress = m.last_progress;
-    if (idle > kIdleRounds * (spinners.size() + 1)) {
-      if (!tick()) return report_deadlock();
-      idle = 0;
-    }
-    may_start = block->ready.empty();
-    if (block->alive == 0) end_block(block);
-  }
-}
-
-void clear() {
-  Machine& m = machine();
-  for (auto& block : m.resident) {
-    for (Thread& thread : block->threads) m.stacks.give_back(thread.stack);
-  }
-  m.resident.clear();
-  m.queues.clear();
-  spinners.clear();
-  stream_ends.clear();
-  loaded = nullptr;
-  m.num_launches = 0;
-  m.abandoned = false;
-  m.looked_at_clock = false;
-  forget_accesses();
-}
-
 void spin(const void* word, unsigned bytes) {
   Thread& self = *machine().current;
   self.waits_for = word;
@@ -376,6 +255,72 @@ void spin(const void* word, unsigned bytes) {
 }  // namespace
 
 Machine the_machine;
+
+void prepare(const Config& config) {
+  touched = 1;
+  dl_iterate_phdr(find_shared, nullptr);
+  machine().config = config;
+  random_state = config.seed * 0x9E3779B97F4A7C15ull + 88172645463325252ull;
+  for (int i = 0; i < 8; ++i) random_bits();
+  made_progress();
+}
+
+std::unique_ptr<Launch> make_launch(const char* name, const CUstream_st& on, dim3 grid, dim3 block, size_t shared_bytes,
+                                    const Closure* owned) {
+  auto launch = std::make_unique<Launch>();
+  launch->name = name;
+  launch->rank = on.rank;
+  launch->stream = on.id;
+  launch->grid = grid;
+  launch->block = block;
+  launch->shared_bytes = shared_bytes;
+  launch->closure.reset(owned);
+  launch->total = grid.x * grid.y * grid.z;
+  const uint32_t threads = block.x * block.y * block.z;
+  if (launch->total == 0 || threads == 0 || threads > 1024) {
+    throw std::runtime_error("kernel " + launch->name + " needs at least one block of 1 to 1024 threads, got " +
+                             std::to_string(launch->total) + " of " + std::to_string(threads));
+  }
+  return launch;
+}
+
+void submit(std::unique_ptr<Launch> launch) {
+  Machine& m = machine();
+  launch->number = ++m.num_launches;
+  m.queues[{launch->rank, launch->stream}].push_back(std::move(launch));
+  may_start = true;
+}
+
+Step step() {
+  Machine& m = machine();
+  const uint64_t progress = m.last_progress;
+  if (may_start) start_blocks();
+  may_start = false;
+  if (m.resident.empty()) return Step::nothing;
+  Thread* const thread = choose();
+  if (thread == nullptr) return Step::stuck;
+  Block* const block = thread->block;
+  resume(thread);
+  const bool polled = m.last_progress == progress && thread->state == State::spinning;
+  may_start = block->ready.empty();
+  if (block->alive == 0) end_block(block);
+  return polled ? Step::polled : Step::ran;
+}
+
+size_t num_spinners() { return spinners.size(); }
+
+void abandon_all() {
+  Machine& m = machine();
+  for (auto& block : m.resident) {
+    for (Thread& thread : block->threads) m.stacks.give_back(thread.stack);
+  }
+  m.resident.clear();
+  m.queues.clear();
+  spinners.clear();
+  loaded = nullptr;
+  may_start = true;
+  m.abandoned = false;
+}
 
 bool is_random() {
   return machine().config.schedule == Schedule::random || machine().config.schedule == Schedule::priority;
@@ -443,45 +388,6 @@ void maybe_switch() {
   leave();
 }
 
-void enqueue(const char* name, dim3 grid, dim3 block, size_t shared_bytes, CUstream_st* stream, const Closure* owned) {
-  static CUstream_st default_stream;
-  Machine& m = machine();
-  const CUstream_st& on = stream == nullptr ? default_stream : *stream;
-  auto launch = std::make_unique<Launch>();
-  launch->number = ++m.num_launches;
-  launch->name = name;
-  launch->rank = on.rank;
-  launch->stream = on.id;
-  launch->grid = grid;
-  launch->block = block;
-  launch->shared_bytes = shared_bytes;
-  launch->closure.reset(owned);
-  launch->total = grid.x * grid.y * grid.z;
-  const uint32_t threads = block.x * block.y * block.z;
-  if (launch->total == 0 || threads == 0 || threads > 1024) {
-    throw std::runtime_error("kernel " + launch->name + " needs at least one block of 1 to 1024 threads, got " +
-                             std::to_string(launch->total) + " of " + std::to_string(threads));
-  }
-  m.queues[{on.rank, on.id}].push_back(std::move(launch));
-}
-
-std::vector<std::string> run(const Config& config) {
-  Machine& m = machine();
-  touched = 1;
-  dl_iterate_phdr(find_shared, nullptr);
-  m.config = config;
-  m.reports.clear();
-  m.block_names.assign(1, BlockName{});  // number 0 is none
-  random_state = config.seed * 0x9E3779B97F4A7C15ull + 88172645463325252ull;
-  for (int i = 0; i < 8; ++i) random_bits();
-  made_progress();
-  run_queues();
-  clear();
-  return m.reports;
-}
-
-Counts counts() { return machine().counts; }
-
 void sleep() {
   Inside inside;
   spin(nullptr, 0);
@@ -491,10 +397,5 @@ void* dynamic_shared() { return machine().current->block->dynamic_begin(); }
 
 // The scheduling point of a load; see detector.cpp for its order.
 void let_others_run(const void* word, unsigned bytes) { spin(word, bytes); }
-
-uint64_t nanoseconds() {
-  machine().looked_at_clock = true;
-  return machine().now;
-}
 
 }  // namespace simt

@@ -1,0 +1,245 @@
+#include <array>
+#include <cstring>
+#include <utility>
+
+#include "base/cuda_driver.h"
+#include "base/device.h"
+#include "base/runtime.h"
+
+namespace ringcomm::runtime {
+namespace {
+
+// Whether anything of this process has used the device.
+bool has_context(int device) {
+  unsigned flags = 0;
+  int active = 0;
+  return cuda_driver().primary_context_state(device, &flags, &active) == CUDA_SUCCESS && active != 0;
+}
+
+int attribute_of_pair(cudaDeviceP2PAttr attribute, int device, int peer) {
+  int value = 0;
+  RC_CUDA(cudaDeviceGetP2PAttribute(&value, attribute, device, peer), "asking how devices ", device, " and ", peer,
+          " are linked failed");
+  return value;
+}
+
+}  // namespace
+
+const char* name() { return "cuda"; }
+
+bool available(std::string* reason) {
+  const DeviceProbe probe = probe_devices();
+  if (reason != nullptr) *reason = probe.reason;
+  return probe.count > 0;
+}
+
+int device_count() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+  cudaGetLastError();
+  return 0;
+}
+
+int current_device() {
+  int device = 0;
+  RC_CUDA(cudaGetDevice(&device), "asking for the current CUDA device failed");
+  return device;
+}
+
+// A device on which the process has nothing is not made current again: from CUDA 12 on that alone would create a
+// context there, some hundred MiB, which all ranks of a host would have on device 0.
+DeviceGuard::DeviceGuard(int device) : previous_(-1) {
+  const int before = current_device();
+  if (before != device && has_context(before)) previous_ = before;
+  RC_CUDA(cudaSetDevice(device), "making CUDA device ", device, " of ", device_count(), " current failed");
+}
+DeviceGuard::~DeviceGuard() {
+  if (previous_ >= 0 && cudaSetDevice(previous_) != cudaSuccess) cudaGetLastError();
+}
+
+DeviceUuid device_uuid(int device) {
+  CUuuid found;
+  RC_CUDA(cuda_driver().device_get_uuid(&found, device), "asking for the UUID of CUDA device ", device, " failed");
+  DeviceUuid uuid;
+  static_assert(sizeof(found.bytes) == sizeof(uuid), "a UUID has 16 bytes");
+  std::memcpy(uuid.data(), found.bytes, sizeof(found.bytes));
+  return uuid;
+}
+
+int num_multiprocessors(int device) {
+  int count = 0;
+  RC_CUDA(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
+          "asking for the multiprocessors of CUDA device ", device, " failed");
+  return count;
+}
+
+bool enable_peer_access(int device, int peer) {
+  if (device == peer) return true;
+  int can = 0;
+  RC_CUDA(cudaDeviceCanAccessPeer(&can, device, peer), "asking whether CUDA device ", device, " reaches device ", peer,
+          " failed");
+  if (can == 0) return false;
+  const DeviceGuard guard(device);
+  const cudaError_t status = cudaDeviceEnablePeerAccess(peer, 0);
+  if (status == cudaErrorPeerAccessAlreadyEnabled) {
+    cudaGetLastError();
+  } else {
+    RC_CUDA(status, "letting CUDA device ", device, " reach device ", peer, " failed");
+  }
+  return true;
+}
+
+// CUDA names no links. It says whether atomics of the one device work in memory of the other, which they do over NVLink
+// and do not over PCIe.
+std::string link_between(int device, int peer) {
+  const int count = device_count();
+  if (device < 0 || device >= count || peer < 0 || peer >= count) {
+    RC_FAIL(device, "there are no devices ", device, " and ", peer, ": this process sees ", count, " CUDA devices");
+  }
+  if (device == peer) return "same";
+  if (attribute_of_pair(cudaDevP2PAttrAccessSupported, device, peer) == 0) return "none";
+  return attribute_of_pair(cudaDevP2PAttrNativeAtomicSupported, device, peer) != 0 ? "NVLink" : "PCIe";
+}
+
+bool shares_device_concurrently(int device) {
+  int value = 0;
+  if (cudaDeviceGetAttribute(&value, cudaDevAttrMpsEnabled, device) == cudaSuccess) return value != 0;
+  cudaGetLastError();  // a driver that does not know
+  return false;
+}
+
+int device_of(const void* address) {
+  cudaPointerAttributes attributes;
+  if (cudaPointerGetAttributes(&attributes, address) != cudaSuccess) {
+    cudaGetLastError();
+    return -1;
+  }
+  switch (attributes.type) {
+    case cudaMemoryTypeDevice:
+    case cudaMemoryTypeManaged:
+      return attributes.device;
+    case cudaMemoryTypeUnregistered:
+    case cudaMemoryTypeHost:
+      break;
+  }
+  return -1;
+}
+
+// ---- DeviceMemory, PinnedMemory
+
+DeviceMemory::DeviceMemory(int device, int64_t num_bytes) : num_bytes_(num_bytes), device_(device) {
+  const DeviceGuard guard(device);
+  void* memory = nullptr;
+  RC_CUDA(cudaMalloc(&memory, static_cast<size_t>(num_bytes)), "allocating ", num_bytes, " bytes on CUDA device ",
+          device, " failed");
+  data_ = static_cast<uint8_t*>(memory);
+}
+DeviceMemory::DeviceMemory(DeviceMemory&& other) noexcept { *this = std::move(other); }
+DeviceMemory& DeviceMemory::operator=(DeviceMemory&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(num_bytes_, other.num_bytes_);
+  std::swap(device_, other.device_);
+  return *this;
+}
+DeviceMemory::~DeviceMemory() {
+  if (data_ != nullptr && cudaFree(data_) != cudaSuccess) cudaGetLastError();
+}
+
+PinnedMemory::PinnedMemory(int64_t num_bytes) {
+  void* memory = nullptr;
+  RC_CUDA(cudaHostAlloc(&memory, static_cast<size_t>(num_bytes), cudaHostAllocPortable | cudaHostAllocMapped),
+          "allocating ", num_bytes, " bytes of host memory for GPUs failed");
+  host_ = static_cast<uint8_t*>(memory);
+  std::memset(host_, 0, static_cast<size_t>(num_bytes));
+  const cudaError_t status = cudaHostGetDevicePointer(&memory, host_, 0);
+  if (status != cudaSuccess) cudaFreeHost(host_);
+  RC_CUDA(status, "mapping host memory for GPUs failed");
+  device_ = static_cast<uint8_t*>(memory);
+}
+PinnedMemory::PinnedMemory(PinnedMemory&& other) noexcept { *this = std::move(other); }
+PinnedMemory& PinnedMemory::operator=(PinnedMemory&& other) noexcept {
+  std::swap(host_, other.host_);
+  std::swap(device_, other.device_);
+  return *this;
+}
+PinnedMemory::~PinnedMemory() {
+  if (host_ != nullptr && cudaFreeHost(host_) != cudaSuccess) cudaGetLastError();
+}
+
+// ---- Streams and events
+
+OwnStream::OwnStream(int device) : device_(device) {
+  const DeviceGuard guard(device);
+  int least = 0;
+  int greatest = 0;
+  RC_CUDA(cudaDeviceGetStreamPriorityRange(&least, &greatest), "asking for stream priorities failed");
+  RC_CUDA(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, greatest), "creating a stream on CUDA device ",
+          device, " failed");
+}
+OwnStream::OwnStream(OwnStream&& other) noexcept { *this = std::move(other); }
+OwnStream& OwnStream::operator=(OwnStream&& other) noexcept {
+  std::swap(stream_, other.stream_);
+  std::swap(device_, other.device_);
+  return *this;
+}
+OwnStream::~OwnStream() {
+  if (stream_ != nullptr && cudaStreamDestroy(stream_) != cudaSuccess) cudaGetLastError();
+}
+
+Event::Event(int device) {
+  const DeviceGuard guard(device);
+  cudaEvent_t event = nullptr;
+  RC_CUDA(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "creating an event on CUDA device ", device,
+          " failed");
+  event_ = event;
+}
+Event::Event(Event&& other) noexcept { *this = std::move(other); }
+Event& Event::operator=(Event&& other) noexcept {
+  std::swap(event_, other.event_);
+  return *this;
+}
+Event::~Event() {
+  if (event_ != nullptr && cudaEventDestroy(static_cast<cudaEvent_t>(event_)) != cudaSuccess) cudaGetLastError();
+}
+void Event::record(Stream stream) {
+  RC_CUDA(cudaEventRecord(static_cast<cudaEvent_t>(event_), stream), "recording a CUDA event failed");
+}
+bool Event::passed() const {
+  if (event_ == nullptr) return true;
+  const cudaError_t status = cudaEventQuery(static_cast<cudaEvent_t>(event_));
+  if (status == cudaErrorNotReady) {
+    cudaGetLastError();
+    return false;
+  }
+  RC_CUDA(status, "the GPU failed before a CUDA event was passed");
+  return true;
+}
+void Event::hold_back(Stream stream) const {
+  if (event_ == nullptr) return;
+  RC_CUDA(cudaStreamWaitEvent(stream, static_cast<cudaEvent_t>(event_), 0), "holding back a CUDA stream failed");
+}
+
+void copy_async(void* to, const void* from, int64_t num_bytes, Stream stream) {
+  if (num_bytes <= 0) return;
+  RC_CUDA(cudaMemcpyAsync(to, from, static_cast<size_t>(num_bytes), cudaMemcpyDefault, stream), "copying ", num_bytes,
+          " bytes of GPU memory failed");
+}
+void fill_async(void* to, int value, int64_t num_bytes, Stream stream) {
+  if (num_bytes <= 0) return;
+  RC_CUDA(cudaMemsetAsync(to, value, static_cast<size_t>(num_bytes), stream), "filling ", num_bytes,
+          " bytes of GPU memory failed");
+}
+void synchronize(Stream stream) { RC_CUDA(cudaStreamSynchronize(stream), "work on a CUDA stream failed"); }
+
+bool is_capturing(Stream stream) {
+  cudaStreamCaptureStatus found = cudaStreamCaptureStatusNone;
+  const cudaError_t status = cudaStreamIsCapturing(stream, &found);
+  if (status == cudaErrorStreamCaptureImplicit) {  // the default stream, while another one is being captured
+    cudaGetLastError();
+    return false;
+  }
+  RC_CUDA(status, "asking whether a CUDA stream is being captured failed");
+  return found != cudaStreamCaptureStatusNone;
+}
+
+}  // namespace ringcomm::runtime
