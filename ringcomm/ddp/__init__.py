@@ -19,7 +19,8 @@ Each gradient bucket becomes the mean over all ranks, with the same bits on ever
 The hook itself only hands the bucket to a worker thread and returns a future. That thread runs the
 buckets strictly in order, over a communicator of its own; nothing ever waits inside a future's
 callback. Buckets on a GPU are queued there, on a stream beside the current one, over ringcomm inside
-a host and over NCCL (or whatever the process group has for GPUs) else. If it fails, ``backward()`` raises the error and the state refuses to go on.
+a host and over NCCL (or whatever the process group has for GPUs) else. If it fails, ``backward()``
+raises the error and the state refuses to go on.
 
 Results depend on the layout of DDP's buckets only through blocks of 32 values: if the sizes of all
 compressed parameters are multiples of 32, not at all.

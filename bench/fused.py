@@ -1,0 +1,248 @@
+"""One all_reduce of several ranks in one process on one device, as share of the bound by bytes moved.
+
+The ranks are threads with a communicator each. On a GPU the collective is one kernel per rank, and all of them run at
+the same time. The bound: all bytes that the ranks' kernels read and write, each once, at the rate of the device's own
+copy, measured in turn with it.
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+import ringcomm
+from bench.devices import ITEM_BYTES, Device, rounded, widened
+from ringcomm import _core, codec, reference
+from ringcomm.store import TCPStore
+
+__all__ = ["RANKS", "bytes_moved", "measure"]
+
+RANKS = 4
+CALLS = 10  # in a row, for one sample
+CHECKED = 1 << 15  # elements at either end that are compared with the reference
+TIMEOUT = 60.0
+
+
+def bytes_moved(num_bytes: int, ranks: int, dtype: str, spec: str) -> int:
+    """What the kernels of a two_shot read and write, all ranks together.
+
+    Each reads its input and writes its output; (n - 1) / n of an array goes into boxes and out of them again, on the
+    way to the owner and on the way back, encoded if there is a codec.
+    """
+    chosen = codec(spec)
+    bits = 8 * ITEM_BYTES[dtype] if chosen.exact else chosen.bits_per_value
+    boxes = num_bytes * bits / (8 * ITEM_BYTES[dtype]) * (ranks - 1) / ranks
+    return round(ranks * (2 * num_bytes + 4 * boxes))
+
+
+def measure(
+    device: Device, num_bytes: int, dtype: str, specs: list[str], rounds: int
+) -> Iterator[dict[str, Any]]:
+    """A row for each codec, verified; and one of torch's operations on the same arrays."""
+    count = num_bytes // ITEM_BYTES[dtype]
+    server = TCPStore(is_server=True)
+    meeting = threading.Barrier(RANKS)
+    results: dict[str, list[list[float]]] = {spec: [[] for _ in range(RANKS)] for spec in specs}
+    copies: list[float] = []
+    facts: dict[str, str] = {}
+    errors: list[BaseException] = []
+
+    def run(rank: int) -> None:
+        try:
+            with _own_stream(device):
+                _rank(rank)
+        except BaseException as error:
+            errors.append(error)
+            meeting.abort()
+
+    def _rank(rank: int) -> None:
+        store = TCPStore(port=server.port, is_server=False, timeout=TIMEOUT)
+        raws = [_values(r, count, dtype) for r in range(RANKS)]
+        x = device.put(raws[rank], dtype)
+        array = x if device.name == "cuda" else _typed(x, dtype)
+        with ringcomm.init(
+            rank, RANKS, store=store, timeout=TIMEOUT, device=device.rank_device
+        ) as comm:
+            for spec in specs:
+                _verify(comm, device, array, raws, dtype, spec, rank)
+                facts[spec] = _algorithm(comm, num_bytes, spec)
+            twins = [device.empty(num_bytes, "uint8") for _ in range(2 if rank == 0 else 0)]
+            meeting.wait()
+            for _ in range(rounds):
+                for spec in specs:
+                    # avg: what is averaged again and again stays what it is.
+                    work = _calls(comm, array, spec)
+                    meeting.wait()
+                    results[spec][rank].append(_seconds(device, comm, work) / CALLS)
+                    meeting.wait()
+                if rank == 0:
+                    copies.append(_copy_seconds(device, *twins))
+                meeting.wait()
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(RANKS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    server.close()
+    if errors:
+        raise next(
+            (e for e in errors if not isinstance(e, threading.BrokenBarrierError)), errors[0]
+        )
+    copy_rate = 2 * num_bytes / statistics.median(copies)
+    for spec in specs:
+        slowest = [max(each) for each in zip(*results[spec], strict=True)]
+        moved = bytes_moved(num_bytes, RANKS, dtype, spec)
+        yield {
+            "size": num_bytes,
+            "type": dtype,
+            "op": f"all_reduce x{RANKS}",
+            "codec": spec,
+            "who": "ringcomm",
+            "algo": facts[spec],
+            "moved": moved,
+            **_speed(slowest, moved, copy_rate),
+        }
+    if device.name == "cuda":
+        samples, moved = _torch_instead(device, num_bytes, dtype, rounds)
+        yield {
+            "size": num_bytes,
+            "type": dtype,
+            "op": f"all_reduce x{RANKS}",
+            "codec": None,
+            "who": "torch",
+            "moved": moved,
+            **_speed(samples, moved, copy_rate),
+        }
+
+
+def _speed(samples: list[float], moved: int, copy_rate: float) -> dict[str, Any]:
+    ordered = sorted(samples)
+    p50 = statistics.median(ordered)
+    return {
+        "p50_us": p50 * 1e6,
+        "p99_us": ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))] * 1e6,
+        "GB/s": moved / p50 / 1e9,
+        "to_copy": moved / p50 / copy_rate,
+        "samples_us": [round(sample * 1e6, 2) for sample in samples],
+    }
+
+
+def _values(rank: int, count: int, dtype: str) -> np.ndarray[Any, Any]:
+    rng = np.random.default_rng(rank)
+    return rounded(rng.standard_normal(count, dtype=np.float32), dtype)
+
+
+def _typed(raw: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
+    return raw.view(reference_dtype(dtype))
+
+
+def reference_dtype(dtype: str) -> Any:
+    if dtype == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(dtype)
+
+
+def _verify(
+    comm: Any,
+    device: Device,
+    array: Any,
+    raws: list[np.ndarray[Any, Any]],
+    dtype: str,
+    spec: str,
+    rank: int,
+) -> None:
+    """Both ends of the result have the reference's bytes. Leaves the array with ordinary values."""
+    device.copy(array, device.put(raws[rank], dtype))
+    comm.all_reduce(array, op="avg", codec=spec)
+    comm.synchronize()
+    device.synchronize()
+    found = device.fetch(array)
+    chosen = codec(spec)
+    names = {code: name for name, code in _core.CODECS.items()}
+    ways = (None, None) if chosen.exact else (names[chosen.up], names[chosen.down])
+    size = ITEM_BYTES[dtype]
+    edge = min(CHECKED, len(raws[0])) // 32 * 32
+    for part in (slice(0, edge), slice(len(raws[0]) - edge, None)):
+        inputs = [raw[part].view(reference_dtype(dtype)) for raw in raws]
+        expected = reference.all_reduce(inputs, "avg", *ways)
+        begin = part.start * size
+        got = found[begin : begin + expected.nbytes]
+        if not np.array_equal(got, expected.view(np.uint8)):
+            raise SystemExit(f"all_reduce with codec {spec}: wrong result, nothing was measured")
+    assert np.isfinite(widened(found.view(raws[0].dtype), dtype)).all()
+
+
+def _algorithm(comm: Any, num_bytes: int, spec: str) -> str:
+    return str(comm.explain("all_reduce", num_bytes, codec=spec).algo)
+
+
+def _calls(comm: Any, array: Any, spec: str) -> Callable[[], None]:
+    def work() -> None:
+        for _ in range(CALLS):
+            comm.all_reduce(array, op="avg", codec=spec)
+
+    return work
+
+
+@contextmanager
+def _own_stream(device: Device) -> Iterator[None]:
+    if device.name != "cuda":
+        yield
+        return
+    torch = device.torch  # type: ignore[attr-defined]
+    with torch.cuda.stream(torch.cuda.Stream()):
+        yield
+
+
+def _seconds(device: Device, comm: Any, work: Callable[[], None]) -> float:
+    """Of all that ``work`` queues, on this rank."""
+    if device.name != "cuda":
+        start = time.perf_counter()
+        work()
+        comm.synchronize()
+        return time.perf_counter() - start
+    event = device.torch.cuda.Event  # type: ignore[attr-defined]
+    begin, end = event(enable_timing=True), event(enable_timing=True)
+    begin.record()
+    work()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1e3
+
+
+def _copy_seconds(device: Device, source: Any, to: Any) -> float:
+    """Of the device's own copy."""
+    device.synchronize()
+    return statistics.median(device.sample([lambda: device.copy(to, source)] * 5))
+
+
+def _torch_instead(
+    device: Device, num_bytes: int, dtype: str, rounds: int
+) -> tuple[list[float], int]:
+    """The same with torch's operations in one stream: three sums, one division, a copy to each."""
+    torch = device.torch  # type: ignore[attr-defined]
+    count = num_bytes // ITEM_BYTES[dtype]
+    arrays = [device.put(_values(rank, count, dtype), dtype) for rank in range(RANKS)]
+    total = torch.empty_like(arrays[0])
+
+    def work() -> None:
+        torch.add(arrays[0], arrays[1], out=total)
+        for one in arrays[2:]:
+            total.add_(one)
+        total.div_(RANKS)
+        for one in arrays:
+            one.copy_(total)
+
+    work()
+    samples = device.sample([work] * rounds)
+    passes = 3 + 3 * (RANKS - 2) + 2 + 2 * RANKS
+    return samples, passes * num_bytes

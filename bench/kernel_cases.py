@@ -1,0 +1,375 @@
+"""The kernels of the codecs and reductions, what else could do the same, and whether each did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from bench.devices import ITEM_BYTES, Array, Device, rounded, widened
+from ringcomm import _core
+
+__all__ = ["CODECS", "Entry", "Setting", "Wrong", "entries", "peers"]
+
+CODECS = ("bf16", "fp16", "int8", "int4")
+INPUTS = 4  # of a reduction
+DIVISOR = 3.0
+BLOCK = 32
+
+
+class Wrong(Exception):
+    """A result is not what it should be."""
+
+
+@dataclass
+class Entry:
+    """One way to do one thing.
+
+    Attributes:
+        who: "ringcomm", "copy" (the device's own) or a peer.
+        moved: Bytes that must be read and written, each once.
+        work: Queues it.
+        check: Raises Wrong if what ``work`` left is wrong. Called after one call of ``work``.
+    """
+
+    op: str
+    codec: str | None
+    who: str
+    moved: int
+    work: Callable[[], None]
+    check: Callable[[], None]
+    samples: list[float] = field(default_factory=list)
+
+
+class Setting:
+    """The arrays of one dtype and size, and their twins on the host."""
+
+    def __init__(self, device: Device, dtype: str, num_bytes: int) -> None:
+        self.device, self.dtype = device, dtype
+        self.item = ITEM_BYTES[dtype]
+        self.count = num_bytes // self.item // BLOCK * BLOCK
+        self.code = _core.DTYPES[dtype]
+        rng = np.random.default_rng(0)
+        self.raw = [
+            rounded(rng.standard_normal(self.count, dtype=np.float32), dtype) for _ in range(INPUTS)
+        ]
+        self._kept: list[Array] = []  # kernels have their addresses only
+        self.inputs = [self.put(raw, dtype) for raw in self.raw]
+        self.out = self.empty(self.count, dtype)
+        self.start = rng.standard_normal(self.count, dtype=np.float32)
+        self.wire_bytes = {c: _core.wire_bytes(_core.CODECS[c], self.count) for c in CODECS}
+        self.wires = {c: self.empty(size, "uint8") for c, size in self.wire_bytes.items()}
+        self.encoded = {c: self.encoded_on_the_cpu(c) for c in CODECS}
+
+    def put(self, raw: np.ndarray[Any, Any], dtype: str) -> Array:
+        """A copy on the device that lives as long as the setting."""
+        self._kept.append(self.device.put(raw, dtype))
+        return self._kept[-1]
+
+    def empty(self, count: int, dtype: str) -> Array:
+        self._kept.append(self.device.empty(count, dtype))
+        return self._kept[-1]
+
+    def encoded_on_the_cpu(self, codec: str, residual: Array = None) -> Array:
+        wire = np.empty(self.wire_bytes[codec], np.uint8)
+        kept = 0 if residual is None else residual.ctypes.data
+        raw = self.raw[0]
+        _core.encode(
+            _core.CODECS[codec], raw.ctypes.data, self.code, self.count, wire.ctypes.data, kept
+        )
+        return wire
+
+    def expect(self, array: Array, expected: np.ndarray[Any, Any], what: str) -> None:
+        """The same bytes."""
+        found, wanted = self.device.fetch(array), expected.view(np.uint8)
+        if not np.array_equal(found, wanted):
+            wrong = np.flatnonzero(found != wanted)
+            raise Wrong(
+                f"{what}: {len(wrong)} bytes differ from the CPU's, the first is {wrong[0]}"
+            )
+
+    def expect_close(self, array: Array, expected: np.ndarray[Any, Any], what: str) -> None:
+        """float32 of a peer, which may round elsewhere."""
+        found = widened(self.device.fetch(array).view(self.raw[0].dtype), self.dtype)
+        if not np.allclose(found, expected, rtol=2e-2, atol=2e-2):
+            raise Wrong(f"{what}: far from the expected values")
+
+
+def entries(setting: Setting) -> Iterator[Entry]:
+    """ringcomm's kernels, and the copy that they are compared with."""
+    yield _copy(setting)
+    for codec in CODECS:
+        yield _encode(setting, codec)
+        yield _encode_residual(setting, codec)
+        yield _decode(setting, codec)
+        yield _decode_add(setting, codec)
+    yield _reduce(setting)
+    yield _reduce_hop(setting)
+    yield _scale(setting)
+    if setting.dtype == "float32":
+        yield _divide(setting)
+
+
+def _copy(s: Setting) -> Entry:
+    def work() -> None:
+        s.device.copy(s.out, s.inputs[0])
+
+    return Entry(
+        *("copy", None, "copy", 2 * s.count * s.item),
+        *(work, lambda: s.expect(s.out, s.raw[0], "copy")),
+    )
+
+
+def _encode(s: Setting, codec: str) -> Entry:
+    point = s.device.pointer
+    wire = s.wires[codec]
+    arguments = (_core.CODECS[codec], point(s.inputs[0]), s.code, s.count, point(wire))
+
+    def work() -> None:
+        _core.encode(*arguments, stream=s.device.stream)
+
+    return Entry(
+        *("encode", codec, "ringcomm", s.count * s.item + s.wire_bytes[codec]),
+        *(work, lambda: s.expect(wire, s.encoded[codec], f"encode {codec}")),
+    )
+
+
+def _encode_residual(s: Setting, codec: str) -> Entry:
+    wire = s.empty(s.wire_bytes[codec], "uint8")
+    point = s.device.pointer
+    arguments = (_core.CODECS[codec], point(s.inputs[0]), s.code, s.count, point(wire))
+    residual = s.put(s.start * np.float32(0.01), "float32")
+
+    def work() -> None:
+        _core.encode(*arguments, point(residual), stream=s.device.stream)
+
+    def check() -> None:
+        expected = s.start * np.float32(0.01)
+        s.expect(wire, s.encoded_on_the_cpu(codec, expected), f"encode {codec} with residual")
+        s.expect(residual, expected, f"residual of {codec}")
+
+    moved = s.count * (s.item + 8) + s.wire_bytes[codec]
+    return Entry("encode+residual", codec, "ringcomm", moved, work, check)
+
+
+def _decode(s: Setting, codec: str) -> Entry:
+    wire = s.put(s.encoded[codec], "uint8")
+    point = s.device.pointer
+    arguments = (_core.CODECS[codec], point(wire), s.count, point(s.out), s.code)
+
+    def work() -> None:
+        _core.decode(*arguments, stream=s.device.stream)
+
+    def check() -> None:
+        expected = np.empty_like(s.raw[0])
+        given = s.encoded[codec].ctypes.data
+        _core.decode(_core.CODECS[codec], given, s.count, expected.ctypes.data, s.code)
+        s.expect(s.out, expected, f"decode {codec}")
+
+    return Entry(
+        *("decode", codec, "ringcomm", s.count * s.item + s.wire_bytes[codec]), *(work, check)
+    )
+
+
+def _decode_add(s: Setting, codec: str) -> Entry:
+    wire = s.put(s.encoded[codec], "uint8")
+    sums = s.put(s.start, "float32")
+    point = s.device.pointer
+    arguments = (_core.CODECS[codec], point(wire), s.count, point(sums))
+
+    def work() -> None:
+        _core.decode_add(*arguments, stream=s.device.stream)
+
+    def check() -> None:
+        expected = s.start.copy()
+        given = s.encoded[codec].ctypes.data
+        _core.decode_add(_core.CODECS[codec], given, s.count, expected.ctypes.data)
+        s.expect(sums, expected, f"decode_add {codec}")
+
+    return Entry("decode_add", codec, "ringcomm", s.count * 8 + s.wire_bytes[codec], work, check)
+
+
+def _reduce(s: Setting) -> Entry:
+    pointers = [s.device.pointer(x) for x in s.inputs]
+    arguments = (s.code, _core.REDUCE_OPS["sum"], pointers, s.count, s.device.pointer(s.out))
+
+    def work() -> None:
+        _core.reduce(*arguments, stream=s.device.stream)
+
+    def check() -> None:
+        expected = np.empty_like(s.raw[0])
+        given = [raw.ctypes.data for raw in s.raw]
+        _core.reduce(s.code, _core.REDUCE_OPS["sum"], given, s.count, expected.ctypes.data)
+        s.expect(s.out, expected, "reduce")
+
+    return Entry(
+        *(f"reduce of {INPUTS}", None, "ringcomm", (INPUTS + 1) * s.count * s.item), *(work, check)
+    )
+
+
+def _reduce_hop(s: Setting) -> Entry:
+    op = _core.REDUCE_OPS["sum"]
+    point = s.device.pointer
+    wide = s.put(s.start, "float32")
+    after = s.empty(s.count, "float32")
+    arguments = (s.code, op, point(wide), point(s.inputs[0]), point(after), s.count)
+
+    def work() -> None:
+        _core.reduce_hop(*arguments, stream=s.device.stream)
+
+    def check() -> None:
+        expected = np.empty_like(s.start)
+        given = (s.start.ctypes.data, s.raw[0].ctypes.data)
+        _core.reduce_hop(s.code, op, *given, expected.ctypes.data, s.count)
+        s.expect(after, expected, "reduce_hop")
+
+    return Entry("reduce_hop", None, "ringcomm", s.count * (8 + s.item), work, check)
+
+
+def _scale(s: Setting) -> Entry:
+    point = s.device.pointer
+    arguments = (s.code, point(s.inputs[0]), 1 / 3, point(s.out), s.count)
+
+    def work() -> None:
+        _core.scale(*arguments, stream=s.device.stream)
+
+    def check() -> None:
+        expected = np.empty_like(s.raw[0])
+        _core.scale(s.code, s.raw[0].ctypes.data, 1 / 3, expected.ctypes.data, s.count)
+        s.expect(s.out, expected, "scale")
+
+    return Entry("scale", None, "ringcomm", 2 * s.count * s.item, work, check)
+
+
+def _divide(s: Setting) -> Entry:
+    values = s.put(s.start, "float32")
+    arguments = (s.device.pointer(values), s.count, DIVISOR)
+
+    def work() -> None:
+        _core.divide(*arguments, stream=s.device.stream)
+
+    def check() -> None:
+        s.expect(values, s.start / np.float32(DIVISOR), "divide")
+
+    return Entry("divide", None, "ringcomm", 8 * s.count, work, check)
+
+
+# ---- Peers, on GPUs -------------------------------------------------------------------------------
+
+
+def peers(setting: Setting, note: Callable[[str], None]) -> Iterator[Entry]:
+    """torch's eager operations, and Triton kernels where Triton can be had; ``note`` is told what is missing."""
+    if setting.device.name != "cuda":
+        return
+    yield from _torch(setting)
+    try:
+        from bench import triton_kernels
+    except ImportError as error:
+        note(f"no rows of Triton: {error}")
+        return
+    yield from _triton(setting, triton_kernels)
+
+
+def _torch(s: Setting) -> Iterator[Entry]:
+    import torch
+
+    x, count = s.inputs[0], s.count
+    expected = widened(s.raw[0], s.dtype)
+    decoded = np.empty(count, np.float32)
+    int8 = s.encoded["int8"]
+    _core.decode(_core.CODECS["int8"], int8.ctypes.data, count, decoded.ctypes.data, 0)
+    kept: dict[str, Any] = {}
+
+    def encode() -> None:
+        blocks = x.view(-1, BLOCK).float()
+        scale = (blocks.abs().amax(1, keepdim=True) * (1 / 127)).bfloat16()
+        codes = (blocks / scale.float()).round_().clamp_(-127, 127).to(torch.int8)
+        kept["codes"], kept["scale"] = codes, scale
+
+    def check_encode() -> None:
+        again = (kept["codes"].float() * kept["scale"].float()).flatten().cpu().numpy()
+        if not np.allclose(again, decoded, atol=0.1):
+            raise Wrong("torch's int8 encode: far from ringcomm's")
+
+    yield Entry(
+        *("encode", "int8", "torch", count * s.item + s.wire_bytes["int8"]), *(encode, check_encode)
+    )
+
+    codes = torch.from_numpy(int8[:count].view(np.int8).copy()).cuda().view(-1, BLOCK)
+    scales = s.put(int8[count:].view(np.uint16).copy(), "bfloat16").view(-1, 1)
+    sums = s.put(s.start, "float32")
+
+    def decode_add() -> None:
+        sums.view(-1, BLOCK).add_(codes.float() * scales.float())
+
+    def check_decode_add() -> None:
+        if not np.allclose(sums.cpu().numpy(), s.start + decoded, atol=1e-5):
+            raise Wrong("torch's int8 decode_add")
+
+    moved = count * 8 + s.wire_bytes["int8"]
+    yield Entry("decode_add", "int8", "torch", moved, decode_add, check_decode_add)
+
+    half = torch.empty(count, dtype=torch.bfloat16, device="cuda")
+    yield Entry(
+        *("encode", "bf16", "torch", count * (s.item + 2)),
+        *(lambda: half.copy_(x) and None, lambda: None),
+    )
+    total = sum(widened(raw, s.dtype) for raw in s.raw)
+    out = torch.empty_like(x)
+
+    def reduce() -> None:
+        torch.add(s.inputs[0], s.inputs[1], out=out)
+        for one in s.inputs[2:]:
+            out.add_(one)
+
+    yield Entry(
+        *(f"reduce of {INPUTS}", None, "torch", (INPUTS + 1) * count * s.item),
+        *(reduce, lambda: s.expect_close(out, np.asarray(total), "torch's sum")),
+    )
+    product = torch.empty_like(x)
+    yield Entry(
+        *("scale", None, "torch", 2 * count * s.item),
+        *(lambda: torch.mul(x, 1 / 3, out=product) and None,),
+        lambda: s.expect_close(product, expected / 3, "torch's product"),
+    )
+
+
+def _triton(s: Setting, kernels: Any) -> Iterator[Entry]:
+    x, count = s.inputs[0], s.count
+    wire = s.empty(s.wire_bytes["int8"], "uint8")
+
+    def check_encode() -> None:
+        found = s.device.fetch(wire)
+        codes = s.encoded["int8"][:count].view(np.int8).astype(np.int16)
+        off = np.abs(found[:count].view(np.int8) - codes)
+        if off.max(initial=0) > 1 or not np.array_equal(found[count:], s.encoded["int8"][count:]):
+            raise Wrong("Triton's int8 encode: not ringcomm's codes and scales")
+
+    moved = count * s.item + s.wire_bytes["int8"]
+    yield Entry(
+        *("encode", "int8", "triton", moved),
+        *(lambda: kernels.encode_int8(x, wire), check_encode),
+    )
+    given = s.put(s.encoded["int8"], "uint8")
+    sums = s.put(s.start, "float32")
+    decoded = np.empty(count, np.float32)
+    source = s.encoded["int8"].ctypes.data
+    _core.decode(_core.CODECS["int8"], source, count, decoded.ctypes.data, 0)
+
+    def check_decode_add() -> None:
+        if not np.allclose(sums.cpu().numpy(), s.start + decoded, atol=1e-5):
+            raise Wrong("Triton's int8 decode_add")
+
+    yield Entry(
+        *("decode_add", "int8", "triton", count * 8 + s.wire_bytes["int8"]),
+        *(lambda: kernels.decode_add_int8(given, sums), check_decode_add),
+    )
+    out = s.empty(count, s.dtype)
+    total = sum(widened(raw, s.dtype) for raw in s.raw)
+    yield Entry(
+        *(f"reduce of {INPUTS}", None, "triton", (INPUTS + 1) * count * s.item),
+        lambda: kernels.reduce_four(s.inputs, out),
+        lambda: s.expect_close(out, np.asarray(total), "Triton's sum"),
+    )

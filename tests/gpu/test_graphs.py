@@ -1,0 +1,50 @@
+"""Collectives in CUDA graphs: captured once, replayed with new values."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from ringcomm import Communicator, reference
+from tests.comm.oracle import assert_same_bits, random_inputs
+from tests.gpu import places
+from tests.gpu.conftest import Pools
+
+REPLAYS = 20
+CAPTURE = threading.Lock()  # one thread at a time
+
+
+def check_replays(comm: Communicator, spec: str | None, size: int) -> None:
+    import torch
+
+    with places.own_stream():
+        comm.use_device(places.name())
+        x = torch.zeros(size, device="cuda")
+        comm.all_reduce(x, codec=spec)  # set up outside of the capture
+        comm.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with CAPTURE:
+            graph.capture_begin(capture_error_mode="thread_local")
+            comm.all_reduce(x, codec=spec)
+            comm.all_reduce(x, op="avg", codec=spec)
+            graph.capture_end()
+        for seed in range(REPLAYS):
+            inputs = random_inputs("float32", size, comm.world_size, seed)
+            x.copy_(torch.from_numpy(inputs[comm.rank]))
+            graph.replay()
+            if seed % 3 == 0:  # calls outside of the graph take their turns
+                comm.all_reduce(torch.ones(5, device="cuda"))
+            total = reference.all_reduce(inputs, "sum", spec, spec)
+            total = reference.all_reduce([total] * comm.world_size, "avg", spec, spec)
+            assert_same_bits(places.fetch(x), np.asarray(total), (spec, size, seed))
+        comm.synchronize()
+
+
+@pytest.mark.parametrize("size", [100, 100_003])
+@pytest.mark.parametrize("spec", [None, "int8"])
+def test_a_graph_of_collectives_is_replayed(
+    cuda: None, pools: Pools, spec: str | None, size: int
+) -> None:
+    pools("cuda").run_threads(2, check_replays, spec, size)
