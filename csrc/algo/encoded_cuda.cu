@@ -158,7 +158,7 @@ __device__ __forceinline__ void go_down(const Shots& shots, int64_t round) {
 // The codec down is the same for all threads: as a template parameter it would make 4 times as many kernels, of which
 // nearly all are never used.
 template <CodecId kUp, typename T>
-__global__ void __launch_bounds__(kCollectiveThreads) encoded_kernel(const __grid_constant__ EncodedArgs args) {
+__global__ void __launch_bounds__(kCollectiveThreads, 1) encoded_kernel(const __grid_constant__ EncodedArgs args) {
   RoundsOfBlock block(args.group, args.rounds);
   const EncodedShots<kUp, T> shots(args, block);
   for (int64_t round = args.rounds.begin; round < args.rounds.end; ++round) {

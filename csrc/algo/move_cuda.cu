@@ -113,7 +113,7 @@ __device__ __forceinline__ void collect(const MoveArgs& args, const RoundsOfBloc
   }
 }
 
-__global__ void __launch_bounds__(kCollectiveThreads) staged_kernel(const __grid_constant__ MoveArgs args) {
+__global__ void __launch_bounds__(kCollectiveThreads, 1) staged_kernel(const __grid_constant__ MoveArgs args) {
   RoundsOfBlock block(args.group, args.rounds);
   for (int64_t round = args.rounds.begin; round < args.rounds.end; ++round) {
     if (round > args.rounds.begin && !block.next_round()) return;
@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(kCollectiveThreads) staged_kernel(const __grid
   block.finish();
 }
 
-__global__ void __launch_bounds__(kCollectiveThreads) ring_kernel(const __grid_constant__ MoveArgs args) {
+__global__ void __launch_bounds__(kCollectiveThreads, 1) ring_kernel(const __grid_constant__ MoveArgs args) {
   RoundsOfBlock block(args.group, args.rounds);
   const int last = block.world_size() - 1;
   const int distance = args.group.rank - args.root + (args.group.rank < args.root ? block.world_size() : 0);

@@ -73,8 +73,9 @@ def run(*command: object) -> None:
 
 Changes = tuple[tuple[str, str], ...]  # from what is there, once, to what comes in its place
 
-# Of the kernels of reductions one alone, float32's sum: all of them take long to compile.
-ONE_KERNEL = (
+# All kernels of a source take long to compile, so that one is left: by source, the file and what changes in it. Of
+# reductions it is float32's sum, of codecs bf16 up from float32.
+ONE_REDUCTION = (
     "algo/reduction_kernels.h",
     (
         (
@@ -87,6 +88,26 @@ ONE_KERNEL = (
         ("for (const Row& row : ReduceRows<Device>::kTable)", "for (const Row& row : {Row{}})"),
     ),
 )
+ONE_ENCODED = (
+    "algo/encoded_cuda.cu",
+    (
+        ("return encoded_kernel<kUp, Bfloat16Element>;", "return encoded_kernel<kUp, float>;"),
+        ("return encoded_kernel<kUp, Float16Element>;", "return encoded_kernel<kUp, float>;"),
+        *(
+            (
+                f"return kernel_from<CodecId::{codec}>(dtype);",
+                "return kernel_from<CodecId::bf16>(dtype);",
+            )
+            for codec in ("fp16", "int8", "int4")
+        ),
+    ),
+)
+ONE_KERNEL = {
+    "algo/two_shot_cuda.cu": ONE_REDUCTION,
+    "algo/one_shot_cuda.cu": ONE_REDUCTION,
+    "algo/ring_cuda.cu": ONE_REDUCTION,
+    "algo/encoded_cuda.cu": ONE_ENCODED,
+}
 
 
 class Mutant(NamedTuple):
@@ -99,13 +120,16 @@ class Mutant(NamedTuple):
 
     def folder(self) -> Path:
         """Where the changed files lie."""
-        edits = ((self.file, self.changes), *((ONE_KERNEL,) if self.one_kernel else ()))
-        texts = [(ROOT / "csrc" / file).read_text() for file, _ in edits]
-        folder = CACHE / f"mutant-{digest(self, edits, *texts)}"
-        for (file, changes), text in zip(edits, texts, strict=True):
+        edits = [(self.file, self.changes)]
+        if self.one_kernel:
+            edits.append(ONE_KERNEL[self.source])
+        texts = {file: (ROOT / "csrc" / file).read_text() for file, _ in edits}
+        folder = CACHE / f"mutant-{digest(self, edits, *texts.values())}"
+        for file, changes in edits:
             for right, wrong in changes:
-                assert text.count(right) == 1, right
-                text = text.replace(right, wrong)
+                assert texts[file].count(right) == 1, right
+                texts[file] = texts[file].replace(right, wrong)
+        for file, text in texts.items():
             changed = folder / file
             changed.parent.mkdir(parents=True, exist_ok=True)
             changed.write_text(text)
@@ -120,8 +144,8 @@ def compiled(source: Path, mutant: Mutant | None = None) -> Path:
     how = flags(source)
     if mutant is not None and source == ROOT / "csrc" / mutant.source:
         how = (*mutant.flags(), *how)
-        if mutant.file == mutant.source:
-            source = mutant.folder() / mutant.file
+        changed = mutant.folder() / mutant.source
+        source = changed if changed.exists() else source
     key = digest(surroundings(), COMPILER, how, source.read_text())
     target = CACHE / f"{source.stem}-{key}.o"
     if not target.exists():

@@ -70,7 +70,8 @@ def is_race(reports: list[str]) -> bool:
 def test_a_mistake_in_the_rounds_is_found(
     built_emulator: Emulator, source: str, mistake: str
 ) -> None:
-    simt = Emulator(build.library(Mutant(source, ROUNDS, IN_ROUNDS[mistake])))
+    mutant = Mutant(source, ROUNDS, IN_ROUNDS[mistake], one_kernel=source == ENCODED)
+    simt = Emulator(build.library(mutant))
     races = 0
     for plan in PLANS:
         reports, right = (all_gather if source == MOVE else all_reduce)(simt, "in_kernel", plan)
@@ -95,7 +96,7 @@ def test_another_order_of_summation_is_wrong_bytes(built_emulator: Emulator) -> 
         ("block_.box_from(0)", "block_.box_from(world_size_ - 1)"),
         ("block_.box_from(peer)", "block_.box_from(world_size_ - 1 - peer)"),
     )
-    simt = Emulator(build.library(Mutant(ENCODED, ENCODED, changes)))
+    simt = Emulator(build.library(Mutant(ENCODED, ENCODED, changes, one_kernel=True)))
     for mode in ("in_kernel", "stepped"):
         assert all_reduce(simt, mode, PLANS[0]) == ([], False), mode
         simt.release_all()
@@ -177,4 +178,11 @@ def test_one_kernel_alone_is_right(built_emulator: Emulator, kind: str, source: 
     simt = Emulator(build.library(Mutant(source, source, (), one_kernel=True)))
     for plan in PLANS:
         assert sums(simt, kind, "in_kernel", plan) == ([], True), plan
+        simt.release_all()
+
+
+def test_one_kernel_of_a_codec_alone_is_right(built_emulator: Emulator) -> None:
+    simt = Emulator(build.library(Mutant(ENCODED, ENCODED, (), one_kernel=True)))
+    for plan in PLANS:
+        assert all_reduce(simt, "in_kernel", plan) == ([], True), plan
         simt.release_all()
