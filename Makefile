@@ -31,6 +31,10 @@ torch-suite: build
 kernel-budgets: $(VENV)/.tools
 	$(BIN)/python -m tests.cuda_build --update
 
+# On a machine with a GPU: build, test and measure, in less than nine minutes. Needs no .venv and no network.
+gpu-check:
+	$(PYTHON) bench/gpu_check.py $(if $(OUT),--out "$(OUT)")
+
 # nvcc from PyPI; `make build` finds it from then on.
 cuda-tools: $(VENV)/.tools
 	$(BIN)/python -m pip install --quiet --requirement requirements-cuda.txt
