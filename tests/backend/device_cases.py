@@ -21,6 +21,12 @@ def calls_go_to_the_gpu(rank, world):
     assert any("on simt" in line for line in said)
     log.removeHandler(handler)
     log.setLevel(logging.NOTSET)
+    try:
+        dist.all_reduce(torch.ones(3 + rank), group=group)
+    except dist.DistBackendError as error:
+        assert "on GPUs" in str(error), error
+    else:
+        raise AssertionError("nothing was raised")
 
 
 def asynchronous_calls_and_futures(rank, world):
