@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -12,25 +11,19 @@ from tests.worlds import Worlds
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Compiles what the tests are going to execute, which may take longer than a test may.
+    """Builds ringcomm with emulated GPUs before the first test that uses it begins: it takes longer than tests may.
 
     A compiler that is missing or refuses is left to the tests: they skip, or say what it said.
     """
     tests = [item for item in session.items if isinstance(item, pytest.Function)]
-    if session.config.option.collectonly:
+    users = [t for t in tests if hasattr(t.module, "emulated") or t.path.parent.name == "gpu"]
+    if not users or session.config.option.collectonly:
         return
-    with contextlib.suppress(RuntimeError):
-        if any("built_emulator" in test.fixturenames for test in tests):
-            from tests.simt import build
+    from tests.simt import emulated
 
-            if shutil.which(build.COMPILER):
-                build.library()
-    with contextlib.suppress(RuntimeError):
-        if any(hasattr(t.module, "emulated") or t.path.parent.name == "gpu" for t in tests):
-            from tests.simt import emulated
-
-            if not emulated.missing_tool():
-                emulated.package()
+    if not emulated.missing_tool():
+        with contextlib.suppress(RuntimeError):
+            emulated.package()
 
 
 @pytest.fixture(params=["baseline", "avx2", "avx512"])
