@@ -182,7 +182,7 @@ def _verify(
 
 
 def _algorithm(comm: Any, num_bytes: int, spec: str) -> str:
-    return str(comm.explain("all_reduce", num_bytes, codec=spec).algo)
+    return str(comm.explain(num_bytes, codec=spec).algo)
 
 
 def _calls(comm: Any, array: Any, spec: str) -> Callable[[], None]:

@@ -37,7 +37,9 @@ struct DeviceCodec {
 // in place (or input == output).
 struct DeviceCall {
   OpKind op = OpKind::all_reduce;
-  Algo algo = Algo::two_shot;  // all_reduce: one_shot, two_shot or ring; broadcast: staged or ring; others: staged
+  // all_reduce: one_shot (in-kernel mode only), two_shot or ring; broadcast: staged or ring; reduce: two_shot or
+  // staged, which are the same; others: staged
+  Algo algo = Algo::two_shot;
   DType dtype = DType::float32;
   ReduceOp reduce_op = ReduceOp::sum;
   double factor = 1;  // premul_sum: inputs are multiplied by it, each rounded to dtype, before they are summed
@@ -80,10 +82,10 @@ Range encoded_sums_of(int rank, int64_t num_elems, int world_size);
 // Queues rounds on the stream; does not wait. The array arguments must stay until the stream has passed.
 void launch_collective(const DeviceCall& call, const DevicePlan& plan, const GroupView& group,
                        const DeviceRounds& rounds, Stream stream);
-// Zeroes epochs and arrivals of a new slab.
+// Zeroes epochs, arrivals and packets of a new slab.
 void launch_format(const GroupView& group, Stream stream);
-// Loads every kernel of this build onto the current device: a kernel that is loaded late, while another waits
-// for a peer, can deadlock.
+// Loads every kernel of the collectives onto the current device: one that is loaded late, while another waits for a
+// peer, can deadlock.
 void load_kernels();
 
 }  // namespace cuda

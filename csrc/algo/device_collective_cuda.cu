@@ -49,6 +49,8 @@ void check_layout(const DeviceLayout& layout) {
   // Kernels step from one writer's boxes to the next one's in 32 bits.
   RC_CHECK(layout.box_bytes <= INT32_MAX / layout.num_blocks, "the boxes of one writer have at most ", INT32_MAX,
            " bytes, got ", layout.num_blocks, " of ", layout.box_bytes);
+  RC_CHECK(layout.packets_per_box <= INT32_MAX / static_cast<int64_t>(sizeof(Packet)), "packets of a box have at most ",
+           INT32_MAX, " bytes, got ", layout.packets_per_box, " of ", sizeof(Packet));
 }
 
 void check_codec(const DeviceCall& call) {
@@ -127,6 +129,7 @@ void check_collective(const DeviceCall& call, const DeviceLayout& layout) {
   if (reduces(call.op)) check_reduction(call.dtype, call.reduce_op);
   check_codec(call);
   check_arrays(call, layout.world_size);
+  plan_collective(call, layout);  // checks what its algorithm asks for
 }
 
 DevicePlan plan_collective(const DeviceCall& call, const DeviceLayout& layout) {

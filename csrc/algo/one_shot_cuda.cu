@@ -197,7 +197,7 @@ class OneShot {
 };
 
 template <typename T, typename Op, bool kScales>
-__global__ void __launch_bounds__(kCollectiveThreads) one_shot_kernel(const __grid_constant__ OneShotArgs args) {
+__global__ void __launch_bounds__(kCollectiveThreads, 1) one_shot_kernel(const __grid_constant__ OneShotArgs args) {
   if (args.num_bytes == 0) return;
   const OneShot<T, Op, kScales> shot(args);
   shot.push();

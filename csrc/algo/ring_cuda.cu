@@ -122,7 +122,7 @@ class Ring {
 };
 
 template <typename T, typename Op, bool kScales>
-__global__ void __launch_bounds__(kCollectiveThreads) ring_kernel(const __grid_constant__ RingArgs args) {
+__global__ void __launch_bounds__(kCollectiveThreads, 1) ring_kernel(const __grid_constant__ RingArgs args) {
   RoundsOfBlock block(args.group, args.rounds);
   const Ring<T, Op, kScales> ring(args, block);
   for (int64_t round = args.rounds.begin; round < args.rounds.end; ++round) {

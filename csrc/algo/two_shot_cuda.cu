@@ -163,7 +163,7 @@ class TwoShot {
 };
 
 template <typename T, typename Op, bool kScales>
-__global__ void __launch_bounds__(kCollectiveThreads) two_shot_kernel(const __grid_constant__ TwoShotArgs args) {
+__global__ void __launch_bounds__(kCollectiveThreads, 1) two_shot_kernel(const __grid_constant__ TwoShotArgs args) {
   RoundsOfBlock block(args.group, args.rounds);
   const TwoShot<T, Op, kScales> shots(args, block);
   for (int64_t round = args.rounds.begin; round < args.rounds.end; ++round) {

@@ -74,7 +74,8 @@ constexpr int64_t kMostBlocks = 3;
 constexpr int64_t kMostBlocks = 4096;
 #endif
 
-// Of a block in a collective's grid, which has few blocks: they all run at the same time. Fewer in tests.
+// Of a block in a collective's grid. Its blocks are at most as many as multiprocessors, so that all run at the same
+// time, and a kernel may need the registers of a whole one: __launch_bounds__(kCollectiveThreads, 1). Fewer in tests.
 #if defined(RC_SIMT)
 constexpr int kCollectiveThreads = 64;
 #else

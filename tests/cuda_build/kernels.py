@@ -29,6 +29,7 @@ FLAGS = (
     "-Xcompiler=-Wall,-Wextra,-Werror,-ffp-contract=off",
 )
 
+INCLUDE = re.compile(r'^#include "(.+)"', re.MULTILINE)
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for '\w+'")
 STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 REGISTERS = re.compile(r"Used (\d+) registers")
@@ -151,16 +152,31 @@ def accesses(sass: str) -> dict[str, bool]:
 
 @functools.cache
 def surroundings() -> str:
-    """The tools, how they are called, and every header."""
+    """The tools, and how they are called."""
     about = toolkit()
-    versions = [about.release, str(about.archs), str(Path(about.disassembler).name), *FLAGS]
-    versions += [Path(__file__).read_text()]
-    headers = sorted((ROOT / "csrc").rglob("*.h"))
-    return "\0".join([*versions, *(path.read_text() for path in headers)])
+    tools = (about.release, str(about.archs), Path(about.disassembler).name)
+    return "\0".join((*tools, *FLAGS, Path(__file__).read_text()))
+
+
+@functools.cache
+def text_of(path: Path) -> str:
+    return path.read_text()
+
+
+def sources_of(source: Path) -> list[Path]:
+    """The source and all headers of csrc that it includes."""
+    found: list[Path] = []
+    left = [source]
+    while left:
+        path = left.pop()
+        if path not in found and path.is_file():
+            found.append(path)
+            left += [ROOT / "csrc" / name for name in INCLUDE.findall(text_of(path))]
+    return sorted(found)
 
 
 def cached_results(source: Path) -> Path:
-    text = f"{surroundings()}\0{source.relative_to(ROOT)}\0{source.read_text()}"
+    text = "\0".join([surroundings(), *(f"{p}\0{text_of(p)}" for p in sources_of(source))])
     return CACHE / f"{source.stem}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
 

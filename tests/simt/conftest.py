@@ -9,6 +9,15 @@ from tests.simt import build
 from tests.simt.emulator import Emulator
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Builds before the first test begins: it takes longer than tests may."""
+    users = [
+        item for item in session.items if "built_emulator" in getattr(item, "fixturenames", ())
+    ]
+    if users and not session.config.option.collectonly and shutil.which(build.COMPILER) is not None:
+        build.library()
+
+
 @pytest.fixture(scope="session")
 def built_emulator() -> Emulator:
     if shutil.which(build.COMPILER) is None:
