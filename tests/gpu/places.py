@@ -15,6 +15,7 @@ import numpy as np
 from ringcomm import _core
 
 Array = Any
+DEVICE = "cuda"  # torch's name of it
 
 COLLECTIVES = ("all_reduce", "broadcast", "reduce", "all_gather", "reduce_scatter")
 COLLECTIVES += ("gather", "scatter", "all_to_all")
@@ -115,9 +116,9 @@ def tensor_of(values: Array) -> Array:
     strides = [stride // values.itemsize for stride in values.strides]
     host = torch.from_numpy(np.ascontiguousarray(bits).reshape(values.shape))
     if values.size == 0 or any(stride <= 0 for stride in strides):
-        placed = host.cuda()
+        placed = host.to(DEVICE)
     else:
-        placed = torch.empty_strided(values.shape, strides, dtype=host.dtype, device="cuda")
+        placed = torch.empty_strided(values.shape, strides, dtype=host.dtype, device=DEVICE)
         placed.copy_(host)
     return placed.view(getattr(torch, values.dtype.name))
 
@@ -150,35 +151,47 @@ class Mirrored:
             return value
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            pairs: list[tuple[Array, Array]] = []
-            there = [self._there(arg, pairs) for arg in args]
-            named = {key: self._there(arg, pairs) for key, arg in kwargs.items()}
+            copies = Copies()
+            there = [copies.of(arg) for arg in args]
+            named = {key: copies.of(arg) for key, arg in kwargs.items()}
             result = value(*there, **named)
             self._comm.synchronize()
-            for here, tensor in pairs:
-                if here is not tensor and here.flags.writeable:
-                    raw(here)[...] = raw(numpy_of(tensor))
-            return self._here(result, pairs)
+            copies.bring_back()
+            return copies.original_of(result)
 
         return call
 
-    def _there(self, arg: Any, pairs: list[tuple[Array, Array]]) -> Any:
+
+class Copies:
+    """The arrays of one call, and lists of them, with what stands for them on the GPU."""
+
+    def __init__(self) -> None:
+        self._arrays: list[tuple[Array, Array]] = []
+        self._lists: list[tuple[Any, Any]] = []
+
+    def of(self, arg: Any) -> Any:
         if isinstance(arg, np.ndarray):
-            known = [tensor for here, tensor in pairs if here is arg]
-            if not known:
-                pairs.append((arg, arg if is_emulated() else _within(arg, pairs)))
-                known = [pairs[-1][1]]
-            return known[0]
+            for here, tensor in self._arrays:
+                if here is arg:
+                    return tensor
+            self._arrays.append((arg, arg if is_emulated() else _within(arg, self._arrays)))
+            return self._arrays[-1][1]
         if isinstance(arg, (list, tuple)):
-            return type(arg)(self._there(one, pairs) for one in arg)
+            self._lists.append((arg, type(arg)(self.of(one) for one in arg)))
+            return self._lists[-1][1]
         return arg
 
-    def _here(self, result: Any, pairs: list[tuple[Array, Array]]) -> Any:
-        for here, tensor in pairs:
-            if result is tensor:
+    def bring_back(self) -> None:
+        for here, tensor in self._arrays:
+            if here is not tensor and here.flags.writeable:
+                raw(here)[...] = raw(numpy_of(tensor))
+
+    def original_of(self, result: Any) -> Any:
+        for here, there in (*self._arrays, *self._lists):
+            if result is there:
                 return here
         if isinstance(result, (list, tuple)):
-            return type(result)(self._here(one, pairs) for one in result)
+            return type(result)(self.original_of(one) for one in result)
         return numpy_of(result) if hasattr(result, "data_ptr") else result
 
 
