@@ -116,6 +116,7 @@ void run_in_kernel(ShmGroup& group, DeviceGroup& devices, const Collective& call
 void run_stepped(ShmGroup& group, DeviceGroup& devices, const Collective& call) {
   DeviceCall device_call = device_call_of(call, group.world_size());
   announce(group, call, device_call);
+  group.wait_all_announced();  // nothing is launched unless all ranks call the same
   const DevicePlan plan = cuda::plan_collective(device_call, devices.layout());
   const GroupView view = devices.view(group.timeout());
   for (int64_t round = 0; round < plan.num_rounds; ++round) {
