@@ -12,6 +12,7 @@
 namespace ringcomm::cuda {
 namespace {
 
+// Two blocks of them on a multiprocessor at least: left alone, ptxas spills bytes of minima on sm_100 and sm_120.
 constexpr int kThreads = 256;
 
 // Pointers as kernel arguments. Indexed where they lie, in constant memory: a copy would need a stack.
@@ -41,7 +42,7 @@ __device__ __forceinline__ void reduce_run(const Arrays& arrays, int64_t begin) 
 }
 
 template <typename T, typename Op>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     reduce_kernel(const __grid_constant__ Arrays arrays, int64_t num_elems, int64_t num_runs) {
 #pragma unroll 1
   for (int64_t run = first_item(); run < num_runs; run += item_step()) {
@@ -73,7 +74,7 @@ __device__ __forceinline__ void hop_run(const Hop& hop, int64_t begin) {
 }
 
 template <typename T, typename Op>
-__global__ void __launch_bounds__(kThreads) hop_kernel(const Hop hop, int64_t num_elems, int64_t num_runs) {
+__global__ void __launch_bounds__(kThreads, 2) hop_kernel(const Hop hop, int64_t num_elems, int64_t num_runs) {
 #pragma unroll 1
   for (int64_t run = first_item(); run < num_runs; run += item_step()) hop_run<T, Op, kRun<T>>(hop, run * kRun<T>);
 #pragma unroll 1
@@ -110,7 +111,7 @@ __device__ __forceinline__ void map_run(const void* input, void* output, int64_t
 }
 
 template <typename T, typename Function>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     map_kernel(const void* input, void* output, int64_t num_elems, int64_t num_runs, Function function) {
 #pragma unroll 1
   for (int64_t run = first_item(); run < num_runs; run += item_step()) {
