@@ -75,8 +75,11 @@ $(VENV)/.tools: requirements-dev.txt $(VENV)/.python
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
 	@touch $@
 
+# CUDA code for the GPU at hand, or for one kind; the tests compile it for all (tests/cuda_build).
+ARCHS = $(or $(TORCH_CUDA_ARCH_LIST),$(if $(shell nvidia-smi -L 2>/dev/null | grep GPU),native,9.0))
+
 $(VENV)/.built: $(NATIVE) $(VENV)/.tools
-	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	TORCH_CUDA_ARCH_LIST='$(ARCHS)' $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	@$(BIN)/python -m ringcomm.info --build
 	@touch $@
 

@@ -705,7 +705,8 @@ class Communicator:
         is on its way. Any number may be pending with ``async_op=True``: ranks that send to all and
         then receive from all in any order never block each other.
 
-        Arrays on GPUs are copied to the host first, and go to the GPU from there when they have come.
+        Arrays on GPUs are copied to the host first, and go to the GPU from there when they have come. These
+        copies come in the order of the library's current stream: also after collectives that are queued on it.
 
         Args:
             x: Any array that the collectives take. Not modified; do not change it until the call,

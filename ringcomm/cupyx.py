@@ -82,7 +82,8 @@ class RingBackend:
     that stream has passed them. Where ranks cannot run kernels at the same time, and on the CPU, calls
     return when the result is there. Results are bit-identical on all ranks.
 
-    Making one is collective; arguments as in :func:`init_process_group`.
+    Making one is collective; arguments as in :func:`init_process_group`, but for ``timeout`` and
+    ``device``, which are those of :func:`ringcomm.init`.
 
     Attributes:
         rank: Of this process.
@@ -98,6 +99,7 @@ class RingBackend:
         use_mpi: bool = False,
         *,
         timeout: float | timedelta | None = None,
+        device: Any = None,
     ) -> None:
         if n_devices <= 0:
             raise UsageError(f"n_devices must be 1 or more, not {n_devices}")
@@ -111,7 +113,7 @@ class RingBackend:
             store = shared_store(host, port, is_server=rank == 0, timeout=seconds)
         try:
             self.comm: Communicator = init(
-                rank, n_devices, store=store, timeout=timeout, name="cupyx"
+                rank, n_devices, store=store, timeout=timeout, name="cupyx", device=device
             )
         finally:
             if use_mpi and store is not None:  # nobody else uses it

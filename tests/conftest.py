@@ -1,5 +1,6 @@
 """Fixtures of all tests, and the check that a session leaves nothing behind."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 
@@ -7,6 +8,22 @@ import pytest
 
 from ringcomm import _core, errors
 from tests.worlds import Worlds
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Builds ringcomm with emulated GPUs before the first test that uses it begins: it takes longer than tests may.
+
+    A compiler that is missing or refuses is left to the tests: they skip, or say what it said.
+    """
+    tests = [item for item in session.items if isinstance(item, pytest.Function)]
+    users = [t for t in tests if hasattr(t.module, "emulated") or t.path.parent.name == "gpu"]
+    if not users or session.config.option.collectonly:
+        return
+    from tests.simt import emulated
+
+    if not emulated.missing_tool():
+        with contextlib.suppress(RuntimeError):
+            emulated.package()
 
 
 @pytest.fixture(params=["baseline", "avx2", "avx512"])

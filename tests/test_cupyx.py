@@ -12,6 +12,7 @@ from ringcomm import Communicator, cupyx, reference
 from ringcomm.cupyx import RingBackend, init_process_group
 from ringcomm.errors import UsageError
 from tests.comm.oracle import assert_same_bits, random_input, random_inputs
+from tests.simt import emulated
 from tests.worlds import Worlds
 
 WORLD_SIZES = (1, 2, 3)
@@ -19,13 +20,15 @@ WORLD_SIZES = (1, 2, 3)
 
 @pytest.fixture
 def port() -> int:
+    """One that no process has used: which of them serve it, they remember."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
 
-def check_reductions(comm: Communicator, port: int) -> None:
+def check_reductions(comm: Communicator, port: int, device: str | None = None) -> None:
     n, rank = comm.world_size, comm.rank
-    with init_process_group(n, rank, port=port) as backend:
+    with RingBackend(n, rank, port=port, device=device) as backend:
+        assert backend.comm.device == device
         for count in (0, 1, 5, 3000):
             inputs = random_inputs("float32", n * count, n, count)
             mine = inputs[rank].copy()
@@ -56,9 +59,9 @@ def check_reductions(comm: Communicator, port: int) -> None:
         assert np.allclose(close, n, rtol=0.01)
 
 
-def check_moves(comm: Communicator, port: int) -> None:
+def check_moves(comm: Communicator, port: int, device: str | None = None) -> None:
     n, rank = comm.world_size, comm.rank
-    backend = RingBackend(n, rank, port=port)
+    backend = RingBackend(n, rank, port=port, device=device)
     for count in (1, 5, 3000):
         values = [
             [random_input("int32", count, 10 * s + r, count) for r in range(n)] for s in range(n)
@@ -153,6 +156,14 @@ def test_the_calls_of_cupyx_give_what_the_reference_gives(
     worlds: Worlds, port: int, check: Any, world_size: int
 ) -> None:
     worlds.run(world_size, check, port)
+
+
+@pytest.mark.parametrize("check", [check_reductions, check_moves])
+def test_the_calls_of_cupyx_run_on_gpus(port: int, check: Any) -> None:
+    emulated.require()
+    # One GPU for all, so that calls return when the results are there; CuPy's streams see to that else.
+    with Worlds(package=emulated.package(), RINGCOMM_SIMT_DEVICES="1") as worlds:
+        worlds.run(2, check, port, "simt")
 
 
 def test_torch_tensors_work_too(worlds: Worlds, port: int) -> None:

@@ -57,7 +57,7 @@ constexpr Rule kDeviceRules[] = {
     {OpKind::all_reduce, kMaxRanks, 32 * kKiB, Algo::one_shot,
      "small: data and flags in packets, no wait between rounds"},
     {OpKind::all_reduce, kMaxRanks, kAny, Algo::two_shot, "each rank sums one chunk, least bytes moved"},
-    {OpKind::reduce, kMaxRanks, kAny, Algo::staged, "each rank sums one chunk, the root collects"},
+    {OpKind::reduce, kMaxRanks, kAny, Algo::two_shot, "each rank sums one chunk, the root collects"},
     {OpKind::broadcast, 2, kAny, Algo::staged, "through the peers' boxes"},
     {OpKind::broadcast, kMaxRanks, 1024 * kKiB, Algo::staged, "through the peers' boxes"},
     {OpKind::broadcast, kMaxRanks, kAny, Algo::ring, "large: every rank hands it on, so no link is used twice"},
@@ -167,6 +167,7 @@ void check_device_algo(Algo algo, OpKind op, int64_t num_bytes, bool has_codec, 
   RC_CHECK(!is_exchange(op), op_name(op), " takes no algo");
   RC_CHECK(algo != Algo::direct, "algo='direct' takes arrays in symmetric memory, which is the host's");
   const bool known = op == OpKind::all_reduce  ? algo != Algo::staged
+                     : op == OpKind::reduce    ? algo == Algo::two_shot
                      : op == OpKind::broadcast ? algo == Algo::staged || algo == Algo::ring
                                                : algo == Algo::staged;
   RC_CHECK(known, "algo='", algo_name(algo), "' does not do ", op_name(op), " of arrays on GPUs");

@@ -125,7 +125,11 @@ void RingWork::complete(std::exception_ptr error, int source_rank) {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     source_rank_ = source_rank;
-    if (!error) place_.end();
+    try {
+      if (!error) place_.end();
+    } catch (...) {  // a GPU that is broken
+      error = std::current_exception();
+    }
   }
   finish(error);
   c10::intrusive_ptr<c10::ivalue::Future> future;

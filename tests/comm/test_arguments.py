@@ -82,7 +82,7 @@ BAD_CALLS: dict[str, tuple[Callable[[Communicator], Any], tuple[str, ...]]] = {
         ("factor must be a real number",),
     ),
     "object": (lambda c: c.all_reduce(np.array([None])), ("object",)),
-    "list": (lambda c: c.all_reduce([1.0, 2.0]), ("list", "NumPy array")),
+    "list": (lambda c: c.all_reduce([1.0, 2.0]), ("list", "NumPy or CuPy array")),
     "None": (lambda c: c.all_reduce(None), ("NoneType",)),
     "read-only": (lambda c: c.all_reduce(read_only()), ("read-only", "writable copy")),
     "read-only, async": (lambda c: c.all_reduce(read_only(), async_op=True), ("read-only",)),

@@ -5,7 +5,9 @@ import torch
 import torch.distributed as dist
 
 import ringcomm
-from ringcomm.ddp import attach
+from ringcomm import _core
+from ringcomm.ddp import attach, group_transport
+from ringcomm.ddp.group_transport import GroupTransport
 
 SPECS = ("none", "bf16", "int8", "int4", "int4/4", "int4/4[rounding=stochastic,seed=3]")
 
@@ -59,6 +61,43 @@ def training_on_gpus_gives_the_bits_of_the_cpu(rank, world):
             assert torch.equal(kept[name], also_kept[name]), (spec, name)
     on_cpu.close()
     on_gpu.close()
+
+
+class KernelsInHostOrder(GroupTransport):
+    """A process group whose codec runs in kernels, each done before the group's call that comes next."""
+
+    def all_reduce_encoded(self, *args):
+        on_host = group_transport._where
+        group_transport._where = lambda device: {"stream": 0}
+        try:
+            super().all_reduce_encoded(*args)
+            _core.simt.synchronize(0)
+        finally:
+            group_transport._where = on_host
+
+    def _translated(self, what):
+        _core.simt.synchronize(0)
+        return super()._translated(what)
+
+
+def process_groups_get_the_same_bytes_from_kernels(rank, world):
+    transports = [GroupTransport(), KernelsInHostOrder()]
+    for spec in ("bf16", "int8", "int4", "int4/4[rounding=stochastic,seed=7]"):
+        codec = ringcomm.codec(spec)
+        for num_elems in (0, 1, 33, 1000, 5003):
+            for dtype in (torch.float32, torch.bfloat16):
+                x = cases.rows(rank, num_elems, num_elems).to(dtype)
+                seen = []
+                for transport in transports:
+                    got, residual, owner = x.clone(), torch.zeros(num_elems), torch.zeros(num_elems)
+                    for step in range(2):
+                        transport.all_reduce_encoded(got, codec, residual, owner, step)
+                    seen.append((got, residual, owner))
+                for one, other in zip(*seen, strict=True):
+                    assert torch.equal(one, other), (spec, num_elems, dtype)
+                cases.same_everywhere(got)
+    for transport in transports:
+        transport.close()
 
 
 def nan_reaches_every_rank(rank, world):

@@ -22,7 +22,7 @@ from tests.comm import test_codec, test_exact, test_exchange
 from tests.comm.oracle import assert_same_bits, random_inputs
 from tests.dtypes import NUMPY
 from tests.simt import emulated
-from tests.worlds import Outcome, Worlds
+from tests.worlds import Outcome, Worlds, environment
 
 # What makes a group choose a mode.
 MODES = {
@@ -343,8 +343,6 @@ def test_sub_groups_have_gpus_of_their_own(pools: Pools) -> None:
 
 
 def set_up_differently(comm: Communicator, variable: str, values: tuple[str, str]) -> str:
-    from tests.worlds import environment
-
     with environment(**{variable: values[comm.rank]}), pytest.raises(UsageError) as caught:
         comm.use_device("simt")
     x = np.ones(4)
@@ -381,8 +379,6 @@ def test_ranks_that_want_different_things_are_told_so(
 
 
 def choose_mode(comm: Communicator, mode: str) -> str:
-    from tests.worlds import environment
-
     with environment(RINGCOMM_CUDA_MODE=mode):
         return check_small(comm)
 
@@ -393,6 +389,12 @@ def test_a_mode_can_be_forced(pools: Pools, mode: str) -> None:
 
 
 # ---- failure -------------------------------------------------------------------------------------
+
+
+def call_and_settle(comm: Communicator, call: Callable[[Communicator], Any]) -> None:
+    call(comm)
+    comm.synchronize()
+
 
 DISAGREEMENTS: dict[str, Callable[[Communicator], Any]] = {
     "sizes": lambda c: c.all_reduce(np.ones(1000 + c.rank)),
@@ -465,16 +467,13 @@ def wait_for(comm: Communicator, what: str, port: int, ends: str) -> tuple[str, 
             os.kill(os.getpid(), signal.SIGKILL)
         store.get("failed")
         return "", 0.0
-    x = np.ones(5)
-    calls: list[Callable[[], Any]] = [lambda: CALLS[what](comm), comm.synchronize]
     kind = PeerLostError if ends == "dies" else DeadlineError
     store.set("waits", b"")
     with pytest.raises(kind) as caught:
-        for call in calls:
-            call()
+        call_and_settle(comm, CALLS[what])
     when = time.monotonic()
     store.set("failed", b"")
-    for call in (comm.synchronize, lambda: comm.all_reduce(x)):
+    for call in (comm.synchronize, comm.barrier, lambda: comm.all_reduce(np.ones(5))):
         with pytest.raises(kind) as again:
             call()
         assert str(again.value) == str(caught.value)
@@ -509,8 +508,7 @@ def late(comm: Communicator, what: str, port: int) -> str:
             CALLS[what](comm)
         return str(caught.value)
     with pytest.raises(DeadlineError) as caught:
-        CALLS[what](comm)
-        comm.synchronize()
+        call_and_settle(comm, CALLS[what])
     store.set("failed", b"")
     assert caught.value.rank == 1
     return str(caught.value)
@@ -544,8 +542,7 @@ def abort(comm: Communicator, port: int) -> float:
     work = comm.all_reduce(np.ones(100_000), async_op=True)
     store.set("queued", b"")
     with pytest.raises(AbortedError, match="the loss is NaN"):
-        work.wait()
-        comm.synchronize()
+        call_and_settle(comm, lambda _: work.wait())
     return time.monotonic() - float(store.get("aborted"))
 
 
@@ -583,9 +580,7 @@ def leave_early(comm: Communicator) -> str:
         comm.close()
         return ""
     with pytest.raises(PeerLostError) as caught:
-        for _ in range(3):
-            comm.all_reduce(np.ones(1000))
-            comm.synchronize()
+        call_and_settle(comm, lambda c: [c.all_reduce(np.ones(1000)) for _ in range(3)])
     return str(caught.value)
 
 

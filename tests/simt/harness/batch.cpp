@@ -8,7 +8,7 @@ namespace {
 // Rounds that every waiting thread gets without anything changing before it is called a deadlock.
 constexpr uint64_t kIdleRounds = 200;
 // Where they look at a clock it goes forward first, so often.
-constexpr int kMostTicks = 100;
+constexpr int kMostTicks = 10;
 constexpr uint64_t kTick = 1'000'000'000;
 
 // When nothing changes any more. False if nobody waits for a later time either.
