@@ -47,7 +47,8 @@ def measure(
     """A row for each codec, verified; and one of torch's operations on the same arrays."""
     count = num_bytes // ITEM_BYTES[dtype]
     server = TCPStore(is_server=True)
-    meeting = threading.Barrier(RANKS)
+    meeting = threading.Barrier(RANKS, timeout=TIMEOUT)
+    raws = [_values(rank, count, dtype) for rank in range(RANKS)]
     results: dict[str, list[list[float]]] = {spec: [[] for _ in range(RANKS)] for spec in specs}
     copies: list[float] = []
     facts: dict[str, str] = {}
@@ -63,14 +64,13 @@ def measure(
 
     def _rank(rank: int) -> None:
         store = TCPStore(port=server.port, is_server=False, timeout=TIMEOUT)
-        raws = [_values(r, count, dtype) for r in range(RANKS)]
         x = device.put(raws[rank], dtype)
         array = x if device.name == "cuda" else _typed(x, dtype)
         with ringcomm.init(
             rank, RANKS, store=store, timeout=TIMEOUT, device=device.rank_device
         ) as comm:
             for spec in specs:
-                _verify(comm, device, array, raws, dtype, spec, rank)
+                _verify(comm, device, array, raws, dtype, spec, rank, meeting)
                 facts[spec] = _algorithm(comm, num_bytes, spec)
             twins = [device.empty(num_bytes, "uint8") for _ in range(2 if rank == 0 else 0)]
             meeting.wait()
@@ -159,12 +159,15 @@ def _verify(
     dtype: str,
     spec: str,
     rank: int,
+    meeting: threading.Barrier,
 ) -> None:
     """Both ends of the result have the reference's bytes. Leaves the array with ordinary values."""
-    device.copy(array, device.put(raws[rank], dtype))
+    given = device.put(raws[rank], dtype)
+    device.copy(array, given)
+    meeting.wait()  # from here to the next, nothing but the collective: while a kernel waits, nobody may wait for the GPU
     comm.all_reduce(array, op="avg", codec=spec)
     comm.synchronize()
-    device.synchronize()
+    meeting.wait()
     found = device.fetch(array)
     chosen = codec(spec)
     names = {code: name for name, code in _core.CODECS.items()}

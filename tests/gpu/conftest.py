@@ -62,7 +62,9 @@ def pools() -> Iterator[Pools]:
             key = (device, *sorted(variables.items()))
             if key not in made:
                 package = emulated.PACKAGE if device == "simt" else ROOT
-                variables = {"RINGCOMM_CUDA_SLAB_MIB": "4", **variables}
+                # A kernel of torch that is loaded while one of ringcomm waits for this rank could wait for that one.
+                given = {"RINGCOMM_CUDA_SLAB_MIB": "4", "CUDA_MODULE_LOADING": "EAGER"}
+                variables = {**given, **variables}
                 made[key] = cleanup.enter_context(Worlds(package=package, **variables))
             return made[key]
 
