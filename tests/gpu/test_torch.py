@@ -17,9 +17,9 @@ RANKS = 2
 # With CUDA, where several processes share the GPU: plain; torch's memory from VMM; with the MPS daemon.
 KINDS = {
     "simt": {"RINGCOMM_DEVICE": "simt", "RINGCOMM_SIMT_DEVICES": "1"},
-    "cuda": {},
-    "expandable": {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"},
-    "mps": {},
+    "cuda": {"RC_TEST_STEPS": "1000"},
+    "expandable": {"RC_TEST_STEPS": "50", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"},
+    "mps": {"RC_TEST_STEPS": "50"},
 }
 
 
