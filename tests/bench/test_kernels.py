@@ -43,7 +43,9 @@ def test_every_kernel_has_a_row_beside_the_copy(tmp_path: Path) -> None:
 
 def test_emulated_gpus_run_the_same_and_the_fused_all_reduce(tmp_path: Path) -> None:
     emulated.require()
-    found = run(tmp_path, *["--device", "simt", "--sizes", "4K", "--dtype", "float32", "--fused", "64K"])
+    found = run(
+        tmp_path, *["--device", "simt", "--sizes", "4K", "--dtype", "float32", "--fused", "64K"]
+    )
     assert found["header"]["device"] == "simt"
     assert any("these times mean nothing" in note for note in found["notes"])
     fused = [row for row in found["rows"] if row["op"] == "all_reduce x4"]
