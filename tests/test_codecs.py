@@ -8,7 +8,7 @@ import pytest
 import ringcomm
 from ringcomm import _core
 from ringcomm.codecs import Codec, codec
-from ringcomm.errors import UsageError, WireError
+from ringcomm.errors import DeviceError, UsageError, WireError
 
 torch = pytest.importorskip("torch")
 
@@ -240,3 +240,12 @@ def test_decode_takes_dtypes_of_every_library(dtype):
 def test_codec_is_reachable_from_the_package():
     assert ringcomm.codec("int8") == codec("int8")
     assert ringcomm.Codec is Codec
+
+
+def test_without_a_gpu_a_stream_is_refused() -> None:
+    if _core.cuda_probe().count:
+        pytest.skip("there is a GPU here")
+    values = np.ones(64, np.float32)
+    with pytest.raises(DeviceError, match="a kernel cannot run on a GPU: "):
+        _core.divide(values.ctypes.data, 64, 2.0, stream=0)
+    assert (values == 1).all()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ringcomm import _core, arrays
+from ringcomm.arrays import array_view
 from ringcomm.errors import UsageError
 from tests.dtypes import NUMPY, needs_ml_dtypes
 
@@ -230,7 +231,8 @@ def test_parameters_and_tensors_that_require_grad_are_accepted():
     ],
 )
 @pytest.mark.filterwarnings("ignore:ComplexHalf")
-def test_refused_arrays_say_why(make, reason):
+def test_refused_arrays_say_why(make, reason, monkeypatch):
+    monkeypatch.setattr(array_view, "HAS_CUDA", False)
     with pytest.raises(UsageError, match=f"(?s)grad: .*{reason}"):
         arrays.view(make(), writable=True, role="grad")
 
