@@ -5,7 +5,6 @@ import logging
 import torch
 import torch.distributed as dist
 
-
 # What a kernel may still write to when its call has failed. On a real GPU the order of streams sees to that.
 KEPT = []
 
