@@ -4,8 +4,11 @@
 
 #include <algorithm>
 #include <map>
+#include <memory>
+#include <mutex>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "base/log.h"
 
@@ -22,6 +25,27 @@ constexpr int64_t kBoxGranule = 512;
 constexpr int64_t kPacketGranule = 16;
 
 DeviceWatch& watch_in(const runtime::PinnedMemory& memory) { return *reinterpret_cast<DeviceWatch*>(memory.host()); }
+
+// Kept for the next group: freeing page-locked memory waits for the whole GPU, on which a kernel of another rank may
+// wait for this very thread. The end of a group comes when Python's garbage collector finds it, in any thread.
+std::shared_ptr<runtime::PinnedMemory> take_watch() {
+  static std::mutex& mutex = *new std::mutex;
+  static auto& kept = *new std::vector<std::unique_ptr<runtime::PinnedMemory>>;
+  std::unique_ptr<runtime::PinnedMemory> memory;
+  {
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (!kept.empty()) {
+      memory = std::move(kept.back());
+      kept.pop_back();
+    }
+  }
+  if (memory == nullptr) memory = std::make_unique<runtime::PinnedMemory>(static_cast<int64_t>(sizeof(DeviceWatch)));
+  watch_in(*memory) = DeviceWatch{};
+  return {memory.release(), [](runtime::PinnedMemory* unused) {
+            const std::lock_guard<std::mutex> lock(mutex);
+            kept.emplace_back(unused);
+          }};
+}
 
 // Where the GPU of a peer is among those that this process sees; -1: nowhere.
 int ordinal_of(const DeviceFacts& peer) {
@@ -163,7 +187,7 @@ DeviceSetup agree_on_devices(const std::vector<DeviceFacts>& facts, const std::v
 DeviceGroup::DeviceGroup(int rank, int world_size, int device, DeviceSetup setup)
     : rank_(rank), world_size_(world_size), device_(device), setup_(std::move(setup)) {
   const runtime::DeviceGuard guard(device);
-  watch_ = std::make_shared<runtime::PinnedMemory>(static_cast<int64_t>(sizeof(DeviceWatch)));
+  watch_ = take_watch();
   own_stream_ = runtime::OwnStream(device);
   last_ = runtime::Event(device);
   round_ = runtime::Event(device);
@@ -293,6 +317,8 @@ void DeviceGroup::release(const ShmGroup& group) {
     static_cast<void>(new std::vector<runtime::SharedMemory>(std::move(slabs_)));
   }
   slabs_.clear();
+  scratch_ = runtime::PinnedMemory();
+  scratch_bytes_ = 0;
 }
 
 }  // namespace ringcomm

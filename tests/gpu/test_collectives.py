@@ -7,6 +7,8 @@ tests/simt/test_communicator.py: here it only shows that these tests work.
 
 from __future__ import annotations
 
+import gc
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -175,6 +177,40 @@ def test_calls_queue_up_on_the_stream(device: str, pools: Pools) -> None:
         spec = (None, "int8")[number % 2]
         inputs = [reference.all_reduce(inputs, "avg", spec, spec)] * 2
     assert first == [inputs[0].tobytes()]
+
+
+QUEUED = threading.Event()  # between the ranks of check_garbage, which are threads
+
+
+def check_garbage(comm: Communicator) -> None:
+    """What an old communicator leaves is freed by a rank that another's kernel waits for."""
+    with places.own_stream():
+        comm.use_device(places.name())
+        old = comm.split(0)
+        old.use_device(places.name())
+        gc.disable()
+        try:
+            values = np.full(1000, comm.rank, np.float32)
+            x = values if places.is_emulated() else places.put(values)
+            old.all_reduce(x)
+            old.synchronize()
+            old.close()
+            del old  # a cycle: only the collector finds it
+            comm.barrier()
+            if comm.rank == 0:
+                assert QUEUED.wait(20)
+                gc.collect()
+            comm.all_reduce(x)
+            QUEUED.set()
+            comm.synchronize()
+            total = x if places.is_emulated() else places.fetch(x)
+            assert (total == 2).all()
+        finally:
+            gc.enable()
+
+
+def test_the_garbage_collector_waits_for_no_kernel(device: str, pools: Pools) -> None:
+    pools(device, **gpus(device, 2)).run_threads(2, check_garbage)
 
 
 def check_first_array_chooses(comm: Communicator) -> None:
