@@ -134,9 +134,10 @@ if rank == 0:
     try:
         dist.all_reduce(torch.ones(3), async_op=True).wait()
     except KeyboardInterrupt:
-        print("interrupted")
+        print("interrupted", flush=True)
 else:
-    time.sleep(1.5)  # a rank that is busy with something else
+    while not os.path.exists(sys.argv[2] + "-go"):
+        time.sleep(0.01)  # a rank that is busy with something else
     try:
         dist.all_reduce(torch.ones(3))
     except dist.DistBackendError as error:
@@ -144,15 +145,22 @@ else:
 dist.destroy_process_group()  # torch aborts one exit in twenty without it
 """,
     )
-    line = ranks.processes[0].stdout.readline()
-    while "waiting" not in line:
-        assert line, "rank 0 ended early"
+
+    def rank_0_says(text):
         line = ranks.processes[0].stdout.readline()
-    time.sleep(0.3)  # it may be before or inside the wait: both are right
-    ranks.processes[0].send_signal(signal.SIGINT)
-    codes, outputs = ranks.finish()
+        while text not in line:
+            assert line, f"rank 0 ended without a word of {text!r}"
+            line = ranks.processes[0].stdout.readline()
+
+    try:
+        rank_0_says("waiting")
+        time.sleep(0.3)  # it may be before or inside the wait: both are right
+        ranks.processes[0].send_signal(signal.SIGINT)
+        rank_0_says("interrupted")
+        (tmp_path / "store-go").touch()
+    finally:
+        codes, outputs = ranks.finish()
     assert codes == [0, 0], outputs
-    assert "interrupted" in outputs[0], outputs
     assert "caught" in outputs[1] and "rank 0" in outputs[1], outputs
 
 
