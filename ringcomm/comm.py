@@ -673,26 +673,36 @@ class Communicator:
 
     # -- memory --
 
-    def empty(self, shape: int | Sequence[int], dtype: Any = "float32") -> Any:
+    def empty(
+        self, shape: int | Sequence[int], dtype: Any = "float32", device: Any = None
+    ) -> Any:
         """Makes an array in memory that all ranks map; collective.
 
         all_reduce, reduce, broadcast, all_gather and reduce_scatter on such an array (or on a
         contiguous part of it, also with different parts on different ranks) read and write it where
         it is: each byte is read once and written once. Pass such arrays on all ranks or on none.
 
+        On GPUs the same goes for all_to_all, gather and scatter, and for other arrays, which are registered
+        with the peers as they come; arrays of ``empty`` need no registration, and so they are mapped whatever
+        allocator the library has. Where one rank's array is not mapped, or ``RINGCOMM_CUDA_DIRECT_KIB`` says
+        that it is too small, the call goes through the slabs as any other. Memory comes in pieces of 2 MiB.
+
         Args:
             shape: The same on all ranks.
-            dtype: A torch dtype, for a torch tensor, or a NumPy dtype or name, for a NumPy array.
+            dtype: A torch dtype, for a torch tensor, or a NumPy dtype or name, for a NumPy array (on a GPU: a
+                CuPy array).
+            device: None for memory of the host, or this rank's GPU as in :meth:`use_device`.
 
         Returns:
             The array, its values undefined. It may be dropped at any time, and outlives the
-            communicator.
+            communicator. Memory of a GPU that is dropped is freed when a later array is made, or when a
+            communicator ends.
 
         Raises:
             UsageError: an unknown dtype, or shapes that differ. SystemResourceError: no memory,
-                sockets or descriptors. Else as :meth:`all_reduce`.
+                sockets or descriptors. DeviceError: a GPU has no memory left. Else as :meth:`all_reduce`.
         """
-        return allocate(self, shape, dtype)
+        return allocate(self, shape, dtype, device)
 
     # -- messages --
 

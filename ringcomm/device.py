@@ -24,7 +24,7 @@ from ringcomm.errors import UsageError
 from ringcomm.meeting import descriptors_among
 from ringcomm.plan import Plan, encoded_wire_bytes
 
-__all__ = ["SIMT", "Devices", "device_name"]
+__all__ = ["SIMT", "Devices", "device_name", "index_of"]
 
 SIMT = "simt"
 """The emulated GPU of the build that the tests make. Its arrays are those of the host."""
@@ -32,6 +32,7 @@ SIMT = "simt"
 _CPU = "cpu"
 _ROW_BYTES = 1024  # what a rank says to the others in one step
 _LENGTH_BYTES = 4
+_SIZE_BYTES = 8
 _KIB = 1024
 
 
@@ -155,7 +156,7 @@ class Devices:
 
     def _copy(self, to: int, source: int, array: ArrayView) -> None:
         name = SIMT if self._hosts_are_simt else array.device
-        index = _index(name, self._comm.rank)
+        index = index_of(name, self._comm.rank)
         stream = self.stream_now(array)
         self._comm._core.copy_across(index, to, source, array.num_bytes, stream)
 
@@ -181,6 +182,49 @@ class Devices:
         """``"in_kernel"``, ``"stepped"`` or ``"host"``, once the communicator has been set up."""
         return None if self._group is None else self._group.mode
 
+    # -- memory that all ranks map --
+
+    def allocate(self, num_bytes: int, same_size: Callable[[list[int]], None]) -> Any:
+        """GPU memory of this rank that all ranks map; collective.
+
+        Args:
+            num_bytes: At least 1.
+            same_size: Takes what each rank asks for; raises if they differ.
+
+        Returns:
+            A ``_core.DeviceRegion``; memory that nobody maps where GPUs do not reach each other.
+
+        Raises:
+            DeviceError: a GPU has no memory left. Else as any collective, and ``same_size``.
+        """
+        comm, group = self._comm, self._group
+        with contextlib.ExitStack() as cleanup:
+            memory, fd = None, -1
+
+            def take() -> bytes:
+                nonlocal memory, fd
+                memory = _core.SharedDeviceMemory(index_of(self.name, comm.rank), num_bytes)
+                fd = memory.export_descriptor()
+                if fd >= 0:
+                    cleanup.callback(os.close, fd)
+                return bytes([fd >= 0]) + num_bytes.to_bytes(_SIZE_BYTES, "little") + memory.handle
+
+            said = _from_all(comm, "empty", take)
+            same_size([int.from_bytes(one[1 : 1 + _SIZE_BYTES], "little") for one in said])
+            if group.mode == "host":
+                return group.map_region(memory, num_bytes, [], [])
+            handles = [one[1 + _SIZE_BYTES :] for one in said]
+            region: Any = None
+
+            def map_all() -> bytes:
+                nonlocal region
+                region = group.map_region(memory, num_bytes, handles, fds)
+                return b""
+
+            with _descriptors(comm, fd, [bool(one[0]) for one in said], num_bytes) as fds:
+                _from_all(comm, "empty mapping", map_all)
+            return region
+
     # -- set-up --
 
     def use(self, name: str | None) -> None:
@@ -196,11 +240,15 @@ class Devices:
             )
 
     def _attach(self, name: str) -> None:
-        comm, index = self._comm, _index(name, self._comm.rank)
+        comm, index = self._comm, index_of(name, self._comm.rank)
         wanted = env.get("RINGCOMM_CUDA_MODE")
         mode = None if wanted == "auto" else _core.DEVICE_MODES[wanted]
         slab_bytes = env.get("RINGCOMM_CUDA_SLAB_MIB") * _KIB * _KIB
-        facts = _from_all(comm, "device", lambda: _core.device_facts(index, mode, slab_bytes))
+        direct_kib = env.get("RINGCOMM_CUDA_DIRECT_KIB")
+        direct_bytes = direct_kib if direct_kib < 0 else direct_kib * _KIB
+        facts = _from_all(
+            comm, "device", lambda: _core.device_facts(index, mode, slab_bytes, direct_bytes)
+        )
         reachable = _from_all(
             comm,
             "device peers",
@@ -224,7 +272,7 @@ class Devices:
             assert group is not None
             if group.slab_bytes > 0:
                 handles = [one[1:] for one in said]
-                with _slabs(comm, fd, [bool(one[0]) for one in said], group.slab_bytes) as fds:
+                with _descriptors(comm, fd, [bool(one[0]) for one in said], group.slab_bytes) as fds:
                     _from_all(comm, "device mapping", lambda: _opened(group, handles, fds))
         comm._core.attach_device(group)
         self._group, self.name, self._hosts_are_simt = group, name, name == SIMT
@@ -241,15 +289,16 @@ def _opened(group: Any, handles: list[bytes], fds: list[int]) -> bytes:
     return b""
 
 
-def _index(name: str, rank: int) -> int:
+def index_of(name: str, rank: int) -> int:
+    """Of the device among those that this process sees; each rank has an emulated one of its own if there are so many."""
     if name == SIMT:
         return int(rank % getattr(_core, SIMT).device_count())
     return int(name.removeprefix("cuda:"))
 
 
 @contextlib.contextmanager
-def _slabs(comm: Any, fd: int, has_fd: list[bool], slab_bytes: int) -> Iterator[list[int]]:
-    """The descriptors of all ranks' slabs, -1 for those that have none."""
+def _descriptors(comm: Any, fd: int, has_fd: list[bool], num_bytes: int) -> Iterator[list[int]]:
+    """The descriptors of all ranks' memory, -1 for those that have none."""
     if not any(has_fd):
         yield [-1] * len(has_fd)
         return
@@ -257,7 +306,7 @@ def _slabs(comm: Any, fd: int, has_fd: list[bool], slab_bytes: int) -> Iterator[
         if fd < 0:  # everybody brings one
             fd = os.open(os.devnull, os.O_RDONLY)
             cleanup.callback(os.close, fd)
-        fds = cleanup.enter_context(descriptors_among(comm, fd, slab_bytes, "device"))
+        fds = cleanup.enter_context(descriptors_among(comm, fd, num_bytes, "device"))
         yield [one if has else -1 for one, has in zip(fds, has_fd, strict=True)]
 
 

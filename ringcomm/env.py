@@ -173,6 +173,13 @@ VARIABLES: dict[str, Variable] = {
             at_least=1,
         ),
         Variable(
+            "RINGCOMM_CUDA_DIRECT_KIB",
+            "int",
+            1024,
+            "arrays on GPUs of at least so many KiB are mapped by the peers and used where they are (-1: none is)",
+            at_least=-1,
+        ),
+        Variable(
             "RINGCOMM_DEVICE",
             "str",
             None,
@@ -248,7 +255,7 @@ def get(name: Literal["TORCHELASTIC_RESTART_COUNT"]) -> int: ...
 @overload
 def get(name: Literal["RINGCOMM_DEBUG", "RINGCOMM_CUDA_MODE"]) -> str: ...
 @overload
-def get(name: Literal["RINGCOMM_CUDA_SLAB_MIB"]) -> int: ...
+def get(name: Literal["RINGCOMM_CUDA_SLAB_MIB", "RINGCOMM_CUDA_DIRECT_KIB"]) -> int: ...
 @overload
 def get(
     name: Literal[

@@ -8,24 +8,41 @@ from typing import Any
 import numpy as np
 
 from ringcomm import _core
-from ringcomm.arrays import from_buffer, item_bytes
-from ringcomm.device import SIMT
+from ringcomm.arrays import from_buffer, from_device_memory, item_bytes
+from ringcomm.device import SIMT, device_name
 from ringcomm.errors import SystemResourceError, UsageError
 from ringcomm.meeting import descriptors_among
 
 __all__ = ["allocate"]
 
+_LEAST_DEVICE_BYTES = 16
 
-def allocate(comm: Any, shape: int | Sequence[int], dtype: Any) -> Any:
+
+def allocate(comm: Any, shape: int | Sequence[int], dtype: Any, device: Any) -> Any:
     """See :meth:`ringcomm.comm.Communicator.empty`."""
     sizes = (shape,) if isinstance(shape, int) else tuple(shape)
     if any(not isinstance(size, int) or size < 0 for size in sizes):
         raise UsageError(f"shape: {shape!r}, expected whole numbers >= 0")
+    num_bytes = math.prod(sizes) * item_bytes(dtype)
+    name = device_name(device)
+    if name is not None:
+        return _on_device(comm, name, num_bytes, dtype, sizes)
     if comm.device == SIMT:
         raise UsageError(
-            "empty: it makes arrays of the host, and this communicator's are the emulated GPU's"
+            "empty: without a device it makes arrays of the host, and this communicator's are the emulated GPU's"
         )
-    num_bytes = math.prod(sizes) * item_bytes(dtype)
+    return _on_host(comm, num_bytes, dtype, sizes)
+
+
+def _on_device(comm: Any, name: str, num_bytes: int, dtype: Any, sizes: Sequence[int]) -> Any:
+    comm.use_device(name)
+    region = comm._devices.allocate(
+        max(num_bytes, _LEAST_DEVICE_BYTES), lambda wanted: _same_size(comm, wanted)
+    )
+    return from_device_memory(region, region.address, num_bytes, name, dtype, sizes)
+
+
+def _on_host(comm: Any, num_bytes: int, dtype: Any, sizes: Sequence[int]) -> Any:
     fd, problem = -1, None
     try:
         if num_bytes > 0:
@@ -53,9 +70,14 @@ def _agree(comm: Any, wanted: Any, problem: SystemResourceError | None) -> None:
             )
             error.rank = rank
             raise error
-        if num_bytes != wanted[0, 0]:
+    _same_size(comm, wanted[:, 0].tolist())
+
+
+def _same_size(comm: Any, wanted: list[int]) -> None:
+    for rank, num_bytes in enumerate(wanted):
+        if num_bytes != wanted[0]:
             raise UsageError(
-                f"empty: rank 0 of group '{comm.name}' asks for {wanted[0, 0]} bytes, rank {rank} for {num_bytes}; "
+                f"empty: rank 0 of group '{comm.name}' asks for {wanted[0]} bytes, rank {rank} for {num_bytes}; "
                 "every rank must ask for the same shape and dtype"
             )
 

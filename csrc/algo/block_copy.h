@@ -36,4 +36,15 @@ __device__ __forceinline__ void copy_by_block(void* to, const void* from, int64_
   }
 }
 
+// The same for any number of bytes, in the largest elements that fit. Nothing to do where `to` is `from`.
+__device__ __forceinline__ void copy_bytes_by_block(uint8_t* to, const uint8_t* from, int64_t num_bytes) {
+  if (num_bytes == 0 || to == from) return;
+  const uint64_t numbers =
+      reinterpret_cast<uint64_t>(to) | reinterpret_cast<uint64_t>(from) | static_cast<uint64_t>(num_bytes);
+  if (numbers % 8 == 0) return copy_by_block<8>(to, from, num_bytes);
+  if (numbers % 4 == 0) return copy_by_block<4>(to, from, num_bytes);
+  if (numbers % 2 == 0) return copy_by_block<2>(to, from, num_bytes);
+  copy_by_block<1>(to, from, num_bytes);
+}
+
 }  // namespace ringcomm

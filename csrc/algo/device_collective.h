@@ -33,12 +33,18 @@ struct DeviceCodec {
   float* owner_residual = nullptr;  // likewise; only what this rank owns is touched
 };
 
+// Where this rank's GPU reaches the arrays of a direct collective, by rank, its own among them.
+struct DevicePeers {
+  const void* inputs[kMostDeviceRanks] = {};  // exchanges: of each rank, the part for this one. broadcast: the root's
+  void* outputs[kMostDeviceRanks] = {};       // all_reduce, broadcast: everyone's. reduce: the root's. Others: none
+};
+
 // Arrays lie on this rank's GPU, at multiples of their element's size, and overlap only where a rank's own part is
 // in place (or input == output).
 struct DeviceCall {
   OpKind op = OpKind::all_reduce;
   // all_reduce: one_shot (in-kernel mode only), two_shot or ring; broadcast: staged or ring; reduce: two_shot or
-  // staged, which are the same; others: staged
+  // staged, which are the same; others: staged. All of them: direct, without a codec, lists and premul_sum
   Algo algo = Algo::two_shot;
   DType dtype = DType::float32;
   ReduceOp reduce_op = ReduceOp::sum;
@@ -55,6 +61,7 @@ struct DeviceCall {
   DevicePart receives[kMostDeviceRanks] = {};
   bool has_parts = false;       // reduce_scatter, all_gather: use sends / receives
   int64_t most_part_elems = 0;  // exchanges: the largest part between any two ranks of the group
+  DevicePeers peers;            // direct
   DeviceCodec codec;            // all_reduce with two_shot; dtype float32, bfloat16 or float16, op sum or avg
 };
 

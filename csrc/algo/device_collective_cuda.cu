@@ -9,6 +9,7 @@ namespace ringcomm::cuda {
 namespace {
 
 const CollectiveKernels& kernels_of(const DeviceCall& call) {
+  if (call.algo == Algo::direct) return direct_kernels();
   if (!reduces(call.op)) return move_kernels();
   if (call.codec.up != CodecId::none) return encoded_kernels();
   if (call.op == OpKind::all_reduce && call.algo == Algo::one_shot) return one_shot_kernels();
@@ -17,6 +18,7 @@ const CollectiveKernels& kernels_of(const DeviceCall& call) {
 }
 
 bool has_kernels(OpKind op, Algo algo) {
+  if (algo == Algo::direct) return !is_barrier(op);
   switch (op) {
     case OpKind::barrier:
     case OpKind::monitored_barrier:
@@ -93,6 +95,15 @@ void check_parts(const char* name, const DeviceCall& call, const DevicePart (&pa
   }
 }
 
+// What peers would have to know besides where the arrays are.
+void check_direct(const DeviceCall& call) {
+  if (call.algo != Algo::direct) return;
+  RC_CHECK(!reduces(call.op) || call.reduce_op != ReduceOp::premul_sum,
+           "algo='direct' does not multiply by factors that only their ranks know; leave algo=None");
+  RC_CHECK(call.op != OpKind::reduce_scatter || !call.has_parts,
+           "algo='direct' takes a reduce_scatter of one array, not of a list; leave algo=None");
+}
+
 void check_arrays(const DeviceCall& call, int world_size) {
   const size_t elem_bytes = dtype_size(call.dtype);
   RC_CHECK(call.count >= 0, "count must not be negative, got ", call.count);
@@ -128,6 +139,7 @@ void check_collective(const DeviceCall& call, const DeviceLayout& layout) {
            call.root, " is no rank of this group, expected 0 to ", layout.world_size - 1);
   if (reduces(call.op)) check_reduction(call.dtype, call.reduce_op);
   check_codec(call);
+  check_direct(call);
   check_arrays(call, layout.world_size);
   plan_collective(call, layout);  // checks what its algorithm asks for
 }
@@ -157,8 +169,8 @@ void launch_format(const GroupView& group, Stream stream) {
 }
 
 void load_kernels() {
-  for (const CollectiveKernels* kernels :
-       {&two_shot_kernels(), &encoded_kernels(), &one_shot_kernels(), &ring_kernels(), &move_kernels()}) {
+  for (const CollectiveKernels* kernels : {&two_shot_kernels(), &encoded_kernels(), &one_shot_kernels(),
+                                           &ring_kernels(), &move_kernels(), &direct_kernels()}) {
     kernels->load();
   }
   load_kernel("format", format_kernel);

@@ -22,5 +22,7 @@ const CollectiveKernels& one_shot_kernels();
 const CollectiveKernels& ring_kernels();
 // move_cuda.cu: broadcast (staged and ring), all_gather, all_to_all, gather, scatter
 const CollectiveKernels& move_kernels();
+// direct_cuda.cu: whatever works on the arrays where they are
+const CollectiveKernels& direct_kernels();
 
 }  // namespace ringcomm::cuda

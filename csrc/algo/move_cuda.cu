@@ -45,16 +45,6 @@ struct MoveArgs {
   Part receives[kMostDeviceRanks];
 };
 
-__device__ __forceinline__ void copy(uint8_t* to, const uint8_t* from, int64_t num_bytes) {
-  if (num_bytes == 0 || to == from) return;
-  const uint64_t numbers =
-      reinterpret_cast<uint64_t>(to) | reinterpret_cast<uint64_t>(from) | static_cast<uint64_t>(num_bytes);
-  if (numbers % 8 == 0) return copy_by_block<8>(to, from, num_bytes);
-  if (numbers % 4 == 0) return copy_by_block<4>(to, from, num_bytes);
-  if (numbers % 2 == 0) return copy_by_block<2>(to, from, num_bytes);
-  copy_by_block<1>(to, from, num_bytes);
-}
-
 // Every thread's kInFlight vectors, the first of them number i, to the boxes at all peers. Each is read once.
 template <int kInFlight>
 __device__ __forceinline__ void vectors_to_all(const RoundsOfBlock& block, const uint8_t* from, int64_t i) {
@@ -84,7 +74,7 @@ __device__ __forceinline__ void copy_to_all(const RoundsOfBlock& block, const ui
   const int64_t done = num_vectors * kVectorBytes;
 #pragma unroll 1
   for (int step = 1; step < block.world_size(); ++step) {
-    copy(block.box_at(block.peer_at(step)) + done, from + done, num_bytes - done);
+    copy_bytes_by_block(block.box_at(block.peer_at(step)) + done, from + done, num_bytes - done);
   }
 }
 
@@ -100,16 +90,17 @@ __device__ __forceinline__ void push(const MoveArgs& args, const RoundsOfBlock& 
   for (int step = 1; step < block.world_size() && !args.same_for_all; ++step) {
     const int peer = block.peer_at(step);
     const Range piece = piece_of(args, args.sends[peer], k);
-    copy(block.box_at(peer), args.sends[peer].data + piece.begin, piece.count());
+    copy_bytes_by_block(block.box_at(peer), args.sends[peer].data + piece.begin, piece.count());
   }
-  copy(args.receives[args.group.rank].data + own_piece.begin, own.data + own_piece.begin, own_piece.count());
+  copy_bytes_by_block(args.receives[args.group.rank].data + own_piece.begin, own.data + own_piece.begin,
+                      own_piece.count());
 }
 
 __device__ __forceinline__ void collect(const MoveArgs& args, const RoundsOfBlock& block, int64_t k) {
   for (int step = 1; step < block.world_size(); ++step) {
     const int peer = block.peer_at(step);
     const Range piece = piece_of(args, args.receives[peer], k);
-    copy(args.receives[peer].data + piece.begin, block.box_from(peer), piece.count());
+    copy_bytes_by_block(args.receives[peer].data + piece.begin, block.box_from(peer), piece.count());
   }
 }
 
@@ -134,8 +125,8 @@ __global__ void __launch_bounds__(kCollectiveThreads, 1) ring_kernel(const __gri
     const Range piece = piece_of(args, output, round - distance);
     const uint8_t* const from =
         distance == 0 ? args.sends[args.root].data + piece.begin : block.box_from(block.peer_at(last));
-    if (distance < last) copy(block.box_at(block.peer_at(1)), from, piece.count());
-    copy(output.data + piece.begin, from, piece.count());
+    if (distance < last) copy_bytes_by_block(block.box_at(block.peer_at(1)), from, piece.count());
+    copy_bytes_by_block(output.data + piece.begin, from, piece.count());
   }
   block.finish();
 }

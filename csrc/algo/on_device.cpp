@@ -1,7 +1,8 @@
 // Three modes (transport/device_group.h), the same bytes.
 //
-// in_kernel   announce, launch all rounds, end. The host waits for nobody but in an exchange, whose counts it must
-//             know before it launches; ShmGroup::begin() of the next call finds what is wrong with this one.
+// in_kernel   announce, launch all rounds, end. The host waits for nobody but where it must know what others announce
+//             before it launches: the counts of an exchange, the places of arrays (algo/direct_on_device.h).
+//             ShmGroup::begin() of the next call finds what is wrong with this one.
 // stepped     announce; for each round: launch it, wait for the stream, publish a step, wait for all. Between the last
 //             round of a call and the first of the next there is no wait: both have the same epoch, and the last
 //             round writes nothing (wire/device_layout.h).
@@ -15,20 +16,19 @@
 #include <array>
 #include <vector>
 
+#include "algo/direct_on_device.h"
 #include "reduce/reduce.h"
 
 namespace ringcomm {
 namespace {
 
-constexpr uint32_t step_after(int64_t round) { return static_cast<uint32_t>(round + 1); }
-
 int64_t elem_bytes_of(const Collective& call) { return static_cast<int64_t>(dtype_size(call.dtype)); }
 
-// most_part_elems: as far as this rank knows.
-DeviceCall device_call_of(const Collective& call, int world_size) {
+// As it runs if the arrays are not mapped. most_part_elems: as far as this rank knows.
+DeviceCall device_call_of(const Collective& call, const DeviceGroup& devices, int world_size) {
   DeviceCall result;
   result.op = call.op;
-  result.algo = call.algo;
+  result.algo = call.algo == Algo::direct ? staged_algo(call, devices, world_size) : call.algo;
   result.dtype = call.dtype;
   result.reduce_op = call.reduce_op;
   result.factor = call.factor;
@@ -55,7 +55,7 @@ DeviceCall device_call_of(const Collective& call, int world_size) {
 }
 
 // As the algorithms of the host count them.
-int64_t bytes_sent(const Collective& call, int rank, int world_size) {
+int64_t bytes_sent(const Collective& call, Algo algo, int rank, int world_size) {
   const int64_t others = world_size - 1;
   const int64_t num_bytes = call.num_bytes();
   if (call.codec.up != CodecId::none) {
@@ -64,11 +64,12 @@ int64_t bytes_sent(const Collective& call, int rank, int world_size) {
   }
   switch (call.op) {
     case OpKind::all_reduce:
-      return call.algo == Algo::one_shot ? num_bytes * others : ceil_div(2 * others * num_bytes, world_size);
+      return algo == Algo::one_shot ? num_bytes * others : ceil_div(2 * others * num_bytes, world_size);
     case OpKind::reduce:
       return rank == call.root ? 0 : num_bytes;
     case OpKind::broadcast:
-      if (call.algo == Algo::ring) return (rank + 1) % world_size == call.root ? 0 : num_bytes;
+      if (algo == Algo::ring) return (rank + 1) % world_size == call.root ? 0 : num_bytes;
+      if (algo == Algo::direct) return ceil_div(others * num_bytes, world_size);
       return rank == call.root ? num_bytes * others : 0;
     case OpKind::all_gather:
     case OpKind::reduce_scatter:
@@ -90,35 +91,29 @@ int64_t bytes_sent(const Collective& call, int rank, int world_size) {
   return 0;
 }
 
-// Announces the call; in an exchange, brings the largest part.
-void announce(ShmGroup& group, const Collective& call, DeviceCall& device_call) {
-  if (!is_exchange(call.op)) return group.announce();
-  write_counts(group, ExchangeParts::of(call, group.world_size()));
-  group.announce();
-  group.wait_all_announced();
-  device_call.most_part_elems = check_counts(group);
-}
-
-void run_in_kernel(ShmGroup& group, DeviceGroup& devices, const Collective& call) {
+// Both return the algorithm that it was.
+Algo run_in_kernel(ShmGroup& group, DeviceGroup& devices, const Collective& call) {
   devices.report_late(group);
   group.throw_if_failed();
-  DeviceCall device_call = device_call_of(call, group.world_size());
-  announce(group, call, device_call);
+  DeviceCall device_call = device_call_of(call, devices, group.world_size());
+  const uint32_t num_steps = announce_arrays(group, devices, call, device_call);
   const DevicePlan plan = cuda::plan_collective(device_call, devices.layout());
   devices.enter(call.stream);
   DeviceRounds rounds;
   rounds.end = plan.num_rounds;
   cuda::launch_collective(device_call, plan, devices.view(group.timeout()), rounds, call.stream);
   devices.leave(call.stream);
-  group.end(0);
+  group.end(num_steps);
+  return device_call.algo;
 }
 
-void run_stepped(ShmGroup& group, DeviceGroup& devices, const Collective& call) {
-  DeviceCall device_call = device_call_of(call, group.world_size());
-  announce(group, call, device_call);
+Algo run_stepped(ShmGroup& group, DeviceGroup& devices, const Collective& call) {
+  DeviceCall device_call = device_call_of(call, devices, group.world_size());
+  const uint32_t first_step = announce_arrays(group, devices, call, device_call);
   group.wait_all_announced();  // nothing is launched unless all ranks call the same
   const DevicePlan plan = cuda::plan_collective(device_call, devices.layout());
   const GroupView view = devices.view(group.timeout());
+  const auto step_after = [=](int64_t round) { return first_step + static_cast<uint32_t>(round) + 1; };
   for (int64_t round = 0; round < plan.num_rounds; ++round) {
     if (round > 0) {
       group.publish_step(step_after(round - 1));
@@ -130,6 +125,7 @@ void run_stepped(ShmGroup& group, DeviceGroup& devices, const Collective& call) 
     devices.finish(call.stream, group);
   }
   group.end(step_after(plan.num_rounds - 2));
+  return device_call.algo;
 }
 
 // ---- through the host ----------------------------------------------------------------------------
@@ -243,23 +239,16 @@ std::shared_ptr<DeviceGroup> make_device_group(int rank, int world_size, int dev
 
 void check_on_device(const Collective& call, const DeviceGroup& devices, int world_size) {
   if (world_size == 1 || devices.mode() == DeviceMode::host) return;
-  cuda::check_collective(device_call_of(call, world_size), devices.layout());
+  cuda::check_collective(device_call_of(call, devices, world_size), devices.layout());
 }
 
 int64_t run_on_device(ShmGroup& group, DeviceGroup& devices, const Collective& call,
                       const std::function<int64_t(const Collective&)>& run_on_host) {
   const runtime::DeviceGuard guard(devices.device());
-  switch (devices.mode()) {
-    case DeviceMode::in_kernel:
-      run_in_kernel(group, devices, call);
-      break;
-    case DeviceMode::stepped:
-      run_stepped(group, devices, call);
-      break;
-    case DeviceMode::host:
-      return run_through_host(group, devices, call, run_on_host);
-  }
-  return bytes_sent(call, group.rank(), group.world_size());
+  if (devices.mode() == DeviceMode::host) return run_through_host(group, devices, call, run_on_host);
+  const Algo algo =
+      devices.mode() == DeviceMode::in_kernel ? run_in_kernel(group, devices, call) : run_stepped(group, devices, call);
+  return bytes_sent(call, algo, group.rank(), group.world_size());
 }
 
 void run_on_device_alone(DeviceGroup& devices, const Collective& call) {

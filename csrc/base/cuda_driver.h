@@ -12,6 +12,7 @@ struct CudaDriver {
   decltype(&::cuDeviceGetAttribute) device_get_attribute = nullptr;
   decltype(&::cuDeviceGetUuid) device_get_uuid = nullptr;
   decltype(&::cuDevicePrimaryCtxGetState) primary_context_state = nullptr;
+  decltype(&::cuPointerGetAttributes) pointer_attributes = nullptr;
   decltype(&::cuMemGetAllocationGranularity) allocation_granularity = nullptr;
   decltype(&::cuMemCreate) create = nullptr;
   decltype(&::cuMemRelease) release = nullptr;
@@ -48,6 +49,7 @@ inline const CudaDriver& cuda_driver() {
     find("cuDeviceGetAttribute", found.device_get_attribute);
     find("cuDeviceGetUuid", found.device_get_uuid);
     find("cuDevicePrimaryCtxGetState", found.primary_context_state);
+    find("cuPointerGetAttributes", found.pointer_attributes);
     find("cuMemGetAllocationGranularity", found.allocation_granularity);
     find("cuMemCreate", found.create);
     find("cuMemRelease", found.release);

@@ -50,9 +50,18 @@ bool shares_device_concurrently(int device);
 // The device whose memory this is; -1: it is the host's.
 int device_of(const void* address);
 
+// A piece of device memory as somebody allocated it.
+struct Allocation {
+  uint64_t address = 0;
+  int64_t num_bytes = 0;  // 0: nothing is known of it
+  uint64_t id = 0;        // no other allocation of this process has or had it
+};
+Allocation allocation_of(const void* address);
+
 // How peers get at a piece of device memory. Plain bytes: it travels.
 struct MemoryHandle {
-  enum class Kind : uint32_t { none = 0, descriptor = 1, legacy = 2 };
+  // local: by its own process and device only. none: by its own process, and devices that reach it
+  enum class Kind : uint32_t { none = 0, descriptor = 1, legacy = 2, local = 3 };
   Kind kind;
   int32_t pid;        // of the owner: its threads use `address`
   uint64_t address;   // in the owner
@@ -61,6 +70,9 @@ struct MemoryHandle {
   DeviceUuid uuid;
   uint8_t legacy[64];  // cudaIpcMemHandle_t
 };
+
+// Of memory that is not ringcomm's, on `device`: legacy or local.
+MemoryHandle handle_of(int device, const Allocation& allocation);
 
 // Device memory that is shared with peers: allocated here (CUDA's virtual memory management, or cudaMalloc where that
 // cannot be exported), zeroed; or mapped from a peer's handle. Unmapped or freed with the object; movable.

@@ -33,6 +33,8 @@ std::string link_between(int, int) { refuse("asking how two GPUs are linked"); }
 bool shares_device_concurrently(int) { refuse("asking how processes share a GPU"); }
 
 int device_of(const void*) { return -1; }
+Allocation allocation_of(const void*) { return {}; }
+MemoryHandle handle_of(int, const Allocation&) { refuse("sharing an array with peers"); }
 
 struct SharedMemory::State {};
 

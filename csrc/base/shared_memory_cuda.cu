@@ -102,7 +102,51 @@ int export_allocation(CUmemGenericAllocationHandle allocation) {
   return fd;
 }
 
+// What CUDA knows of an address; 0 where it knows nothing.
+struct PointerFacts {
+  CUdeviceptr begin = 0;
+  size_t num_bytes = 0;
+  unsigned long long id = 0;
+  int is_legacy_capable = 0;
+};
+
+PointerFacts facts_of(const void* address) {
+  PointerFacts facts;
+  CUpointer_attribute attributes[] = {CU_POINTER_ATTRIBUTE_RANGE_START_ADDR, CU_POINTER_ATTRIBUTE_RANGE_SIZE,
+                                      CU_POINTER_ATTRIBUTE_BUFFER_ID, CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE};
+  void* values[] = {&facts.begin, &facts.num_bytes, &facts.id, &facts.is_legacy_capable};
+  const CUdeviceptr pointer = reinterpret_cast<CUdeviceptr>(address);
+  if (cuda_driver().pointer_attributes(4, attributes, values, pointer) != CUDA_SUCCESS) return {};
+  return facts;
+}
+
 }  // namespace
+
+Allocation allocation_of(const void* address) {
+  const PointerFacts facts = facts_of(address);
+  if (facts.id == 0 || facts.begin == 0) return {};
+  return {facts.begin, static_cast<int64_t>(facts.num_bytes), facts.id};
+}
+
+MemoryHandle handle_of(int device, const Allocation& allocation) {
+  const DeviceGuard guard(device);
+  MemoryHandle handle{};
+  handle.kind = MemoryHandle::Kind::local;
+  handle.pid = getpid();
+  handle.address = allocation.address;
+  handle.num_bytes = allocation.num_bytes;
+  handle.device = device;
+  handle.uuid = device_uuid(device);
+  void* const begin = reinterpret_cast<void*>(allocation.address);
+  cudaIpcMemHandle_t ipc;
+  static_assert(sizeof(ipc) == sizeof(handle.legacy), "a handle has 64 bytes");
+  if (facts_of(begin).is_legacy_capable != 0 && cudaIpcGetMemHandle(&ipc, begin) == cudaSuccess) {
+    std::memcpy(handle.legacy, &ipc, sizeof(ipc));
+    handle.kind = MemoryHandle::Kind::legacy;
+  }
+  cudaGetLastError();
+  return handle;
+}
 
 struct SharedMemory::State {
   MemoryHandle handle{};
@@ -234,6 +278,10 @@ SharedMemory SharedMemory::open(int device, const MemoryHandle& handle, int fd) 
   State& state = *memory.state_;
   state.handle = handle;
   state.device = device;
+  if (handle.kind == MemoryHandle::Kind::local && (handle.pid != getpid() || owner != device)) {
+    RC_FAIL(device, "GPU memory of process ", handle.pid,
+            " is used by its own process and GPU only: its allocator gives no cudaIpcGetMemHandle");
+  }
   if (handle.pid == getpid()) {
     state.data = reinterpret_cast<uint8_t*>(handle.address);
     if (handle.kind == MemoryHandle::Kind::descriptor) {
@@ -242,6 +290,7 @@ SharedMemory SharedMemory::open(int device, const MemoryHandle& handle, int fd) 
     return memory;
   }
   switch (handle.kind) {
+    case MemoryHandle::Kind::local:  // refused above
     case MemoryHandle::Kind::none:
       RC_FAIL(device, "GPU memory of process ", handle.pid,
               " cannot be shared with other processes: there, CUDA gives neither descriptors nor "

@@ -367,8 +367,8 @@ void bind_comm(py::module_& module) {
             const OpKind kind = checked<OpKind>(op, kNumOps, "operation id");
             const std::shared_ptr<DeviceGroup> devices = comm.devices();
             RC_CHECK(devices != nullptr && devices->mode() != DeviceMode::host, "no kernels run these calls");
-            const Choice choice =
-                choose_device_algo(kind, num_bytes, comm.world_size(), has_codec, devices->mode(), devices->layout());
+            const Choice choice = choose_device_algo(kind, num_bytes, comm.world_size(), has_codec, devices->mode(),
+                                                     devices->layout(), devices->direct_bytes());
             return py::make_tuple(algo_name(choice.algo), choice.explanation(),
                                   exact_wire_bytes(kind, choice.algo, num_bytes, comm.world_size()));
           },

@@ -39,18 +39,32 @@ void bind_device_group(py::module_& module) {
   module.attr("MAX_DEVICE_RANKS") = kMostDeviceRanks;
   module.def(
       "device_facts",
-      [](int device, const std::optional<int>& mode, int64_t slab_bytes) {
+      [](int device, const std::optional<int>& mode, int64_t slab_bytes, int64_t direct_bytes) {
         std::optional<DeviceMode> wanted;
         if (mode) wanted = checked<DeviceMode>(*mode, kNumDeviceModes, "device mode");
-        return to_bytes(device_facts(device, wanted, slab_bytes));
+        return to_bytes(device_facts(device, wanted, slab_bytes, direct_bytes));
       },
-      py::arg("device"), py::arg("mode"), py::arg("slab_bytes"));
+      py::arg("device"), py::arg("mode"), py::arg("slab_bytes"), py::arg("direct_bytes"));
   module.def(
       "reachable_devices",
       [](int device, const std::vector<std::string>& facts) {
         return reachable_devices(device, from_bytes<DeviceFacts>(facts, "what is known of the GPU"));
       },
       py::arg("device"), py::arg("facts"));
+
+  py::class_<runtime::SharedMemory>(module, "SharedDeviceMemory")
+      .def(py::init([](int device, int64_t num_bytes) {
+             py::gil_scoped_release release;
+             DeviceRegion::free_dropped();
+             return runtime::SharedMemory::allocate(device, num_bytes);
+           }),
+           py::arg("device"), py::arg("num_bytes"))
+      .def_property_readonly("handle", [](const runtime::SharedMemory& memory) { return to_bytes(memory.handle()); })
+      .def("export_descriptor", &runtime::SharedMemory::export_descriptor);
+  py::class_<DeviceRegion, std::shared_ptr<DeviceRegion>>(module, "DeviceRegion")
+      .def_property_readonly("address",
+                             [](const DeviceRegion& region) { return reinterpret_cast<uintptr_t>(region.own()); })
+      .def_property_readonly("num_bytes", &DeviceRegion::num_bytes);
 
   py::class_<DeviceGroup, std::shared_ptr<DeviceGroup>>(module, "DeviceGroup")
       .def(py::init(
@@ -77,7 +91,18 @@ void bind_device_group(py::module_& module) {
             py::gil_scoped_release release;
             group.open(records, fds);
           },
-          py::arg("handles"), py::arg("fds"));
+          py::arg("handles"), py::arg("fds"))
+      .def(
+          "map_region",
+          [](DeviceGroup& group, runtime::SharedMemory& own, int64_t num_bytes, const std::vector<std::string>& handles,
+             const std::vector<int>& fds) {
+            const auto records = from_bytes<runtime::MemoryHandle>(handles, "the handle");
+            py::gil_scoped_release release;
+            return group.arrays.map_region(std::move(own), num_bytes, records, fds);
+          },
+          py::arg("own"), py::arg("num_bytes"), py::arg("handles"), py::arg("fds"))
+      .def_property_readonly("num_direct_calls",
+                             [](const DeviceGroup& group) { return group.arrays.num_direct_calls; });
 }
 
 }  // namespace ringcomm::bind

@@ -208,10 +208,12 @@ void Communicator::choose(Collective& call, const Algo* algo) const {
   if (call.on_device && devices_->mode() != DeviceMode::host) {
     const DeviceMode mode = devices_->mode();
     const DeviceLayout& layout = devices_->layout();
+    const int64_t direct_bytes = premultiplies(call) ? -1 : devices_->direct_bytes();
     if (algo != nullptr) check_device_algo(*algo, call.op, call.num_bytes(), has_codec, mode, layout);
-    call.algo = algo != nullptr
-                    ? *algo
-                    : choose_device_algo(call.op, call.num_bytes(), world_size_, has_codec, mode, layout).algo;
+    call.algo =
+        algo != nullptr
+            ? *algo
+            : choose_device_algo(call.op, call.num_bytes(), world_size_, has_codec, mode, layout, direct_bytes).algo;
     return;
   }
   if (num_regions_.load(std::memory_order_relaxed) > 0 && !call.on_device) call.region = region_of(call);

@@ -49,6 +49,9 @@ constexpr Rule kRules[] = {
     {OpKind::monitored_barrier, kMaxRanks, kAny, Algo::one_shot, "a barrier moves no data"},
 };
 
+constexpr const char* kWhereMapped =
+    "large: used where they are if all ranks' arrays are mapped, else through the slabs";
+
 // Of arrays on GPUs; first match wins. Not measured yet: orders of magnitude of NVLink and of other libraries.
 constexpr Rule kDeviceRules[] = {
     {OpKind::all_reduce, 2, 256 * kKiB, Algo::one_shot, "small: data and flags in packets, no wait between rounds"},
@@ -56,12 +59,17 @@ constexpr Rule kDeviceRules[] = {
     {OpKind::all_reduce, 8, 64 * kKiB, Algo::one_shot, "small: data and flags in packets, no wait between rounds"},
     {OpKind::all_reduce, kMaxRanks, 32 * kKiB, Algo::one_shot,
      "small: data and flags in packets, no wait between rounds"},
+    {OpKind::all_reduce, kMaxRanks, kAny, Algo::direct, kWhereMapped},
     {OpKind::all_reduce, kMaxRanks, kAny, Algo::two_shot, "each rank sums one chunk, least bytes moved"},
+    {OpKind::reduce, kMaxRanks, kAny, Algo::direct, kWhereMapped},
     {OpKind::reduce, kMaxRanks, kAny, Algo::two_shot, "each rank sums one chunk, the root collects"},
+    {OpKind::broadcast, kMaxRanks, kAny, Algo::direct, kWhereMapped},
     {OpKind::broadcast, 2, kAny, Algo::staged, "through the peers' boxes"},
     {OpKind::broadcast, kMaxRanks, 1024 * kKiB, Algo::staged, "through the peers' boxes"},
     {OpKind::broadcast, kMaxRanks, kAny, Algo::ring, "large: every rank hands it on, so no link is used twice"},
+    {OpKind::all_gather, kMaxRanks, kAny, Algo::direct, kWhereMapped},
     {OpKind::all_gather, kMaxRanks, kAny, Algo::staged, "through the peers' boxes"},
+    {OpKind::reduce_scatter, kMaxRanks, kAny, Algo::direct, kWhereMapped},
     {OpKind::reduce_scatter, kMaxRanks, kAny, Algo::staged, "through the peers' boxes"},
     {OpKind::gather, kMaxRanks, kAny, Algo::staged, "through the peers' boxes"},
     {OpKind::scatter, kMaxRanks, kAny, Algo::staged, "through the peers' boxes"},
@@ -150,10 +158,11 @@ void check_algo(Algo algo, OpKind op, int64_t num_bytes, int world_size, bool ha
 }
 
 Choice choose_device_algo(OpKind op, int64_t num_bytes, int world_size, bool has_codec, DeviceMode mode,
-                          const DeviceLayout& layout) {
+                          const DeviceLayout& layout, int64_t direct_bytes) {
   if (has_codec) return {Algo::two_shot, "codec: two quantizations whatever the world size"};
   for (const Rule& rule : kDeviceRules) {
     if (rule.op != op || world_size > rule.max_world_size || num_bytes > rule.max_bytes) continue;
+    if (rule.algo == Algo::direct && (direct_bytes < 0 || num_bytes < direct_bytes)) continue;
     const bool waits_inside = mode == DeviceMode::in_kernel;
     if (rule.algo == Algo::one_shot && (!waits_inside || num_bytes > packet_data_bytes(layout))) continue;
     if (op == OpKind::broadcast && rule.algo == Algo::ring && !waits_inside) return {Algo::staged, "fewest rounds"};
@@ -165,11 +174,11 @@ Choice choose_device_algo(OpKind op, int64_t num_bytes, int world_size, bool has
 void check_device_algo(Algo algo, OpKind op, int64_t num_bytes, bool has_codec, DeviceMode mode,
                        const DeviceLayout& layout) {
   RC_CHECK(!is_exchange(op), op_name(op), " takes no algo");
-  RC_CHECK(algo != Algo::direct, "algo='direct' takes arrays in symmetric memory, which is the host's");
-  const bool known = op == OpKind::all_reduce  ? algo != Algo::staged
-                     : op == OpKind::reduce    ? algo == Algo::two_shot
-                     : op == OpKind::broadcast ? algo == Algo::staged || algo == Algo::ring
-                                               : algo == Algo::staged;
+  const bool known = algo == Algo::direct       ? true
+                     : op == OpKind::all_reduce ? algo != Algo::staged
+                     : op == OpKind::reduce     ? algo == Algo::two_shot
+                     : op == OpKind::broadcast  ? algo == Algo::staged || algo == Algo::ring
+                                                : algo == Algo::staged;
   RC_CHECK(known, "algo='", algo_name(algo), "' does not do ", op_name(op), " of arrays on GPUs");
   RC_CHECK(!has_codec || algo == Algo::two_shot, "a codec runs with algo='two_shot', not '", algo_name(algo), "'");
   if (algo != Algo::one_shot) return;

@@ -45,9 +45,10 @@ Choice choose_algo(const Tuning& tuning, OpKind op, int64_t num_bytes, int world
 void check_algo(Algo algo, OpKind op, int64_t num_bytes, int world_size, bool has_codec, bool symmetric,
                 int64_t inline_bytes);
 
-// The same two for arrays on GPUs; in host mode they are those above.
+// The same two for arrays on GPUs; in host mode they are those above. direct: where all ranks' arrays are mapped, which
+// shows when they meet (algo/direct_on_device.h); not below direct_bytes, -1: never.
 Choice choose_device_algo(OpKind op, int64_t num_bytes, int world_size, bool has_codec, DeviceMode mode,
-                          const DeviceLayout& layout);
+                          const DeviceLayout& layout, int64_t direct_bytes);
 void check_device_algo(Algo algo, OpKind op, int64_t num_bytes, bool has_codec, DeviceMode mode,
                        const DeviceLayout& layout);
 

@@ -127,7 +127,7 @@ DeviceLayout make_layout(int world_size, int num_blocks, int64_t slab_bytes) {
 
 }  // namespace
 
-DeviceFacts device_facts(int device, std::optional<DeviceMode> wanted, int64_t slab_bytes) {
+DeviceFacts device_facts(int device, std::optional<DeviceMode> wanted, int64_t slab_bytes, int64_t direct_bytes) {
   std::string reason;
   if (!runtime::available(&reason)) RC_FAIL(device, "no collectives on GPUs here: ", reason);
   RC_CHECK(device >= 0 && device < runtime::device_count(), "there is no CUDA device ", device, ", this process sees ",
@@ -140,6 +140,7 @@ DeviceFacts device_facts(int device, std::optional<DeviceMode> wanted, int64_t s
   facts.is_concurrent = runtime::shares_device_concurrently(device) ? 1 : 0;
   facts.wanted_mode = wanted ? static_cast<int32_t>(*wanted) : -1;
   facts.slab_bytes = slab_bytes;
+  facts.direct_bytes = direct_bytes;
   return facts;
 }
 
@@ -156,6 +157,8 @@ DeviceSetup agree_on_devices(const std::vector<DeviceFacts>& facts, const std::v
   const int world_size = static_cast<int>(facts.size());
   check_same(facts, "RINGCOMM_CUDA_MODE", &DeviceFacts::wanted_mode, mode_text);
   check_same(facts, "RINGCOMM_CUDA_SLAB_MIB", &DeviceFacts::slab_bytes, [](int64_t bytes) { return bytes >> 20; });
+  check_same(facts, "RINGCOMM_CUDA_DIRECT_KIB", &DeviceFacts::direct_bytes,
+             [](int64_t bytes) { return bytes < 0 ? bytes : bytes >> 10; });
   if (world_size == 1) return {DeviceMode::in_kernel, "a single rank has nobody to talk to", {}};
 
   const std::string no_reach = reason_for_host(facts, reachable);
@@ -174,6 +177,7 @@ DeviceSetup agree_on_devices(const std::vector<DeviceFacts>& facts, const std::v
     setup = {DeviceMode::in_kernel, "all GPUs reach each other and run at the same time", {}};
   }
   if (setup.mode == DeviceMode::host) return setup;
+  setup.direct_bytes = facts[0].direct_bytes;
 
   const int64_t slab_bytes = facts[0].slab_bytes;
   setup.layout = make_layout(world_size, num_blocks(facts, setup.mode), slab_bytes);
@@ -185,7 +189,11 @@ DeviceSetup agree_on_devices(const std::vector<DeviceFacts>& facts, const std::v
 // ---- DeviceGroup ---------------------------------------------------------------------------------
 
 DeviceGroup::DeviceGroup(int rank, int world_size, int device, DeviceSetup setup)
-    : rank_(rank), world_size_(world_size), device_(device), setup_(std::move(setup)) {
+    : arrays(rank, world_size, device),
+      rank_(rank),
+      world_size_(world_size),
+      device_(device),
+      setup_(std::move(setup)) {
   const runtime::DeviceGuard guard(device);
   watch_ = take_watch();
   own_stream_ = runtime::OwnStream(device);
@@ -301,13 +309,15 @@ void DeviceGroup::drain(ShmGroup& group, const std::function<void()>& check) {
           "' leaves although its GPU has not finished: memory that it may still use is not freed");
       static_cast<void>(new std::vector<runtime::SharedMemory>(std::move(slabs_)));
       static_cast<void>(new std::shared_ptr<runtime::PinnedMemory>(watch_));
-      break;
+      arrays.abandon();
+      return;
     }
     std::this_thread::sleep_for(kNap);
   }
   for (size_t peer = 0; peer < slabs_.size(); ++peer) {
     if (static_cast<int>(peer) != rank_) slabs_[peer] = runtime::SharedMemory();
   }
+  arrays.close();
 }
 
 void DeviceGroup::release(const ShmGroup& group) {

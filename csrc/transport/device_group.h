@@ -19,6 +19,7 @@
 
 #include "base/error.h"
 #include "base/runtime.h"
+#include "transport/device_arrays.h"
 #include "transport/shm_group.h"
 #include "wire/device_layout.h"
 
@@ -52,9 +53,10 @@ struct DeviceFacts {
   int32_t is_concurrent;        // processes that share it run at the same time
   int32_t wanted_mode;          // a DeviceMode; -1: whichever fits
   int32_t reserved;
-  int64_t slab_bytes;  // the most that a slab may take
+  int64_t slab_bytes;    // the most that a slab may take
+  int64_t direct_bytes;  // arrays from this size on are used where they are if they can; -1: none is
 };
-DeviceFacts device_facts(int device, std::optional<DeviceMode> wanted, int64_t slab_bytes);
+DeviceFacts device_facts(int device, std::optional<DeviceMode> wanted, int64_t slab_bytes, int64_t direct_bytes);
 
 // Bit r: kernels of `device`, this process's, reach memory of rank r's GPU. Enables it.
 uint32_t reachable_devices(int device, const std::vector<DeviceFacts>& facts);
@@ -63,6 +65,7 @@ struct DeviceSetup {
   DeviceMode mode = DeviceMode::in_kernel;
   std::string reason;        // for the mode
   DeviceLayout layout = {};  // host: of nothing
+  int64_t direct_bytes = -1;
 };
 // By rank. Throws UsageError if the ranks want different things, or what they want cannot be.
 DeviceSetup agree_on_devices(const std::vector<DeviceFacts>& facts, const std::vector<uint32_t>& reachable);
@@ -86,10 +89,13 @@ class DeviceGroup {
   DeviceMode mode() const { return setup_.mode; }
   const std::string& reason() const { return setup_.reason; }
   const DeviceLayout& layout() const { return setup_.layout; }
+  int64_t direct_bytes() const { return setup_.direct_bytes; }
   // Whether calls return when they are queued. Else they return when they are done.
   bool queues() const { return setup_.mode == DeviceMode::in_kernel; }
   GroupView view(std::chrono::nanoseconds timeout) const;
 
+  // Of in-kernel and stepped mode.
+  DeviceArrays arrays;
   // Of stepped mode: the epoch of the round that begins.
   uint32_t epoch = 0;
   // Page-locked memory of the host, until the next call asks for it.

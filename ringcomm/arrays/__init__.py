@@ -12,6 +12,7 @@ from ringcomm.arrays.copies import contiguous_copy as contiguous_copy
 from ringcomm.arrays.copies import copy_back as copy_back
 from ringcomm.arrays.copies import empty_like as empty_like
 from ringcomm.arrays.copies import from_buffer as from_buffer
+from ringcomm.arrays.copies import from_device_memory as from_device_memory
 from ringcomm.arrays.copies import item_bytes as item_bytes
 from ringcomm.arrays.torch_arrays import is_torch as is_torch
 from ringcomm.arrays.viewers import view as view
@@ -22,6 +23,7 @@ __all__ = [
     "copy_back",
     "empty_like",
     "from_buffer",
+    "from_device_memory",
     "is_torch",
     "item_bytes",
     "require_cpu",

@@ -15,7 +15,7 @@ from ringcomm.arrays.torch_arrays import is_torch, torch_dtypes
 from ringcomm.arrays.viewers import view
 from ringcomm.errors import UsageError
 
-__all__ = ["contiguous_copy", "copy_back", "empty_like", "from_buffer", "item_bytes"]
+__all__ = ["contiguous_copy", "copy_back", "empty_like", "from_buffer", "from_device_memory", "item_bytes"]
 
 
 def contiguous_copy(x: Any) -> Any:
@@ -138,6 +138,49 @@ def from_buffer(buffer: Any, dtype: Any, shape: Sequence[int]) -> Any:
     if 0 in shape:
         return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(buffer, dtype=dtype).reshape(shape)
+
+
+class _DeviceBytes:
+    """GPU memory with CUDA's array interface; NumPy's where the emulated GPU's memory is the host's."""
+
+    def __init__(self, owner: Any, address: int, num_bytes: int, interface: str) -> None:
+        self._owner = owner
+        says = {"shape": (num_bytes,), "typestr": "|u1", "data": (address, False), "version": 3}
+        setattr(self, interface, says)
+
+
+def from_device_memory(
+    owner: Any, address: int, num_bytes: int, device: str, dtype: Any, shape: Sequence[int]
+) -> Any:
+    """An array of GPU memory, whose ``owner`` it keeps alive, without a copy.
+
+    Args:
+        owner: Of the memory.
+        address: Of its first byte.
+        num_bytes: That the array has.
+        device: ``"cuda:<index>"``; ``"simt"`` for an array of the host.
+        dtype: As in :func:`item_bytes`; a torch dtype makes a torch tensor, else a CuPy array.
+        shape: Of the array.
+
+    Raises:
+        UsageError: a CuPy array is wanted, and CuPy has not been imported.
+    """
+    # Libraries refuse to look at 0 bytes.
+    torch, room = sys.modules.get("torch"), max(num_bytes, 1)
+    if device == "simt":
+        memory = np.asarray(_DeviceBytes(owner, address, room, "__array_interface__"))[:num_bytes]
+        return from_buffer(memory, dtype, shape)
+    memory = _DeviceBytes(owner, address, room, "__cuda_array_interface__")
+    if torch is not None and isinstance(dtype, torch.dtype):
+        return torch.as_tensor(memory, device=device)[:num_bytes].view(dtype).reshape(shape)
+    cupy = sys.modules.get("cupy")
+    if cupy is None:
+        raise UsageError(
+            f"dtype: {dtype!r} makes a CuPy array on {device}, and CuPy has not been imported; "
+            "import it, or pass a torch dtype for a torch tensor"
+        )
+    with cupy.cuda.Device(int(device.removeprefix("cuda:"))):
+        return cupy.asarray(memory)[:num_bytes].view(_numpy_kind(dtype)).reshape(shape)
 
 
 def _numpy_kind(dtype: Any) -> "np.dtype[Any]":

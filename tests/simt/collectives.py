@@ -12,7 +12,8 @@ from tests.simt.emulator import Emulator
 MOST_RANKS = 16
 OPS = ("barrier", "all_reduce", "broadcast", "all_gather", "reduce_scatter", "reduce")
 OPS += ("gather", "scatter", "all_to_all")
-ALGOS = ("one_shot", "two_shot", "ring", "staged")
+EXCHANGES = OPS[-3:]
+ALGOS = ("one_shot", "two_shot", "ring", "staged", "direct")
 # One launch with flags; or a launch for every round.
 MODES = ("in_kernel", "stepped")
 
@@ -33,6 +34,7 @@ class Call(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("input", "output")),
         *((name, Part * MOST_RANKS) for name in ("sends", "receives")),
         *((name, ctypes.c_int64) for name in ("has_parts", "most_part_elems")),
+        *((name, ctypes.c_void_p * MOST_RANKS) for name in ("peer_inputs", "peer_outputs")),
         *((name, ctypes.c_int64) for name in ("codec_up", "codec_down", "stochastic")),
         *((name, ctypes.c_uint64) for name in ("seed", "step")),
         *((name, ctypes.c_void_p) for name in ("residual", "owner_residual")),
@@ -68,6 +70,16 @@ def call(op: str, algo: str, dtype: str, count: int = 0, **fields: Any) -> Call:
     for name, value in fields.items():
         setattr(made, name, value)
     return made
+
+
+def where_they_are(calls: Sequence[Call]) -> None:
+    """Makes one collective's calls direct: every rank knows everyone's arrays."""
+    for rank, made in enumerate(calls):
+        made.algo = ALGOS.index("direct")
+        for peer, other in enumerate(calls):
+            is_exchange = OPS[made.op] in EXCHANGES
+            made.peer_inputs[peer] = other.sends[rank].data if is_exchange else other.input
+            made.peer_outputs[peer] = other.output
 
 
 class Group:

@@ -20,6 +20,9 @@ KINDS = {
     "reduce": ("reduce", "staged"),
     "reduce_scatter": ("reduce_scatter", "staged"),
     "reduce_scatter of a list": ("reduce_scatter", "staged"),
+    "direct": ("all_reduce", "direct"),
+    "direct reduce": ("reduce", "direct"),
+    "direct reduce_scatter": ("reduce_scatter", "direct"),
 }
 CHUNK_BYTES = 64  # chunks of a ring are a multiple of it
 
@@ -121,6 +124,8 @@ class Reduction:
             made.reduce_op = _core.REDUCE_OPS[op]
             made.factor = factors[rank]
             self.calls.append(made)
+        if algo == "direct":
+            collectives.where_they_are(self.calls)
 
     def check(self, what: object = "") -> None:
         """All ranks have the CPU's bits, and inputs are as they were."""

@@ -1,5 +1,6 @@
 """Broadcast, all_gather and the exchanges between emulated GPUs move every byte to where it belongs, and no other."""
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -153,6 +154,12 @@ class Maker:
         return self.exchange("scatter", counts.tolist(), root)
 
 
+    def direct(self, count: int, move: Callable[["Maker", int], Made]) -> Made:
+        calls, expected = move(self, count)
+        collectives.where_they_are(calls)
+        return calls, expected
+
+
 MOVES: dict[str, Callable[[Maker, int], Made]] = {
     "broadcast": Maker.broadcast,
     "ring broadcast": Maker.ring,
@@ -161,6 +168,11 @@ MOVES: dict[str, Callable[[Maker, int], Made]] = {
     "all_to_all": Maker.all_to_all,
     "gather": Maker.gather,
     "scatter": Maker.scatter,
+}
+MOVES |= {
+    f"direct {name}": functools.partial(Maker.direct, move=move)
+    for name, move in MOVES.items()
+    if name != "ring broadcast"
 }
 
 

@@ -26,6 +26,8 @@ struct TestCall {
   TestPart receives[kMostDeviceRanks];
   int64_t has_parts;
   int64_t most_part_elems;
+  const void* peer_inputs[kMostDeviceRanks];
+  void* peer_outputs[kMostDeviceRanks];
   int64_t codec_up;
   int64_t codec_down;
   int64_t stochastic;
@@ -60,6 +62,8 @@ DeviceCall call_of(const TestCall& given) {
   for (int rank = 0; rank < kMostDeviceRanks; ++rank) {
     call.sends[rank] = {given.sends[rank].data, given.sends[rank].count};
     call.receives[rank] = {given.receives[rank].data, given.receives[rank].count};
+    call.peers.inputs[rank] = given.peer_inputs[rank];
+    call.peers.outputs[rank] = given.peer_outputs[rank];
   }
   call.has_parts = given.has_parts != 0;
   call.most_part_elems = given.most_part_elems;

@@ -24,11 +24,23 @@ int number_in(const char* name, int otherwise, int most) {
 struct Range {
   int64_t num_bytes;
   int device;
+  uint64_t id;
+  std::string path;
 };
 
 struct Places {
   std::mutex mutex;
   std::map<uintptr_t, Range> ranges;  // by their address; disjoint
+  uint64_t last_id = 0;
+
+  // Null: the address is in none.
+  const std::pair<const uintptr_t, Range>* find(const void* address) const {
+    const uintptr_t number = reinterpret_cast<uintptr_t>(address);
+    auto after = ranges.upper_bound(number);
+    if (after == ranges.begin()) return nullptr;
+    --after;
+    return number - after->first < static_cast<uintptr_t>(after->second.num_bytes) ? &*after : nullptr;
+  }
 };
 
 Places& places() {
@@ -69,9 +81,9 @@ bool exports_descriptors() {
   return kind == "descriptor";
 }
 
-void place(const void* address, int64_t num_bytes, int device) {
+void place(const void* address, int64_t num_bytes, int device, const std::string& path) {
   const std::lock_guard<std::mutex> lock(places().mutex);
-  places().ranges[reinterpret_cast<uintptr_t>(address)] = Range{num_bytes, device};
+  places().ranges[reinterpret_cast<uintptr_t>(address)] = Range{num_bytes, device, ++places().last_id, path};
 }
 
 void forget_place(const void* address) {
@@ -81,12 +93,16 @@ void forget_place(const void* address) {
 
 int device_of(const void* address, int otherwise) {
   const std::lock_guard<std::mutex> lock(places().mutex);
-  const auto& ranges = places().ranges;
-  auto after = ranges.upper_bound(reinterpret_cast<uintptr_t>(address));
-  if (after == ranges.begin()) return otherwise;
-  const auto& [begin, range] = *--after;
-  return reinterpret_cast<uintptr_t>(address) - begin < static_cast<uintptr_t>(range.num_bytes) ? range.device
-                                                                                                : otherwise;
+  const auto* found = places().find(address);
+  return found == nullptr ? otherwise : found->second.device;
+}
+
+Placed placed_at(const void* address) {
+  const std::lock_guard<std::mutex> lock(places().mutex);
+  const auto* found = places().find(address);
+  if (found == nullptr) return {};
+  const auto& [begin, range] = *found;
+  return {begin, range.num_bytes, range.id, range.path};
 }
 
 }  // namespace simt

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 namespace simt {
@@ -22,10 +23,17 @@ bool peers_reach_each_other();
 bool is_shared_concurrently();
 bool exports_descriptors();
 
-// From now on, memory is on this device; -1: on the host.
-void place(const void* address, int64_t num_bytes, int device);
+// From now on, memory is on this device; -1: on the host. path: of a file that it is, for other processes; "": none.
+void place(const void* address, int64_t num_bytes, int device, const std::string& path = {});
 void forget_place(const void* address);
 // Of the range that the address is in, or `otherwise`.
 int device_of(const void* address, int otherwise);
+struct Placed {
+  uint64_t address = 0;
+  int64_t num_bytes = 0;  // 0: it is in no range
+  uint64_t id = 0;        // of its place()
+  std::string path;
+};
+Placed placed_at(const void* address);
 
 }  // namespace simt

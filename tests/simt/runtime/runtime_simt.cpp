@@ -59,8 +59,13 @@ void queue_once(Stream stream, std::function<void()> work) {
 uint8_t* take_memory(int64_t num_bytes, int device, Mapping& mapping, UniqueFd& fd) {
   fd = UniqueFd(create_segment("ringcomm-simt", num_bytes));
   mapping = Mapping(fd.get(), num_bytes);
-  simt::place(mapping.data(), num_bytes, device);
+  simt::place(mapping.data(), num_bytes, device, concat("/proc/", getpid(), "/fd/", fd.get()));
   return mapping.data();
+}
+
+void set_legacy(runtime::MemoryHandle& handle, const std::string& path) {
+  handle.kind = runtime::MemoryHandle::Kind::legacy;
+  snprintf(reinterpret_cast<char*>(handle.legacy), sizeof(handle.legacy), "%s", path.c_str());
 }
 
 uint8_t* take_private(int64_t num_bytes, int device) {
@@ -139,6 +144,24 @@ bool shares_device_concurrently(int device) {
 }
 int device_of(const void* address) { return simt::device_of(address, current); }
 
+Allocation allocation_of(const void* address) {
+  const simt::Placed placed = simt::placed_at(address);
+  return {placed.address, placed.num_bytes, placed.id};
+}
+
+MemoryHandle handle_of(int device, const Allocation& allocation) {
+  MemoryHandle handle{};
+  handle.kind = MemoryHandle::Kind::local;
+  handle.pid = getpid();
+  handle.address = allocation.address;
+  handle.num_bytes = allocation.num_bytes;
+  handle.device = device;
+  handle.uuid = device_uuid(device);
+  const std::string path = simt::placed_at(reinterpret_cast<const void*>(allocation.address)).path;
+  if (!path.empty()) set_legacy(handle, path);
+  return handle;
+}
+
 // ---- SharedMemory
 
 struct SharedMemory::State {
@@ -172,10 +195,7 @@ SharedMemory SharedMemory::allocate(int device, int64_t num_bytes) {
   handle.num_bytes = num_bytes;
   handle.device = device;
   handle.uuid = device_uuid(device);
-  if (handle.kind == MemoryHandle::Kind::legacy) {
-    snprintf(reinterpret_cast<char*>(handle.legacy), sizeof(handle.legacy), "/proc/%d/fd/%d", handle.pid,
-             state.fd.get());
-  }
+  if (handle.kind == MemoryHandle::Kind::legacy) set_legacy(handle, simt::placed_at(state.data).path);
   return memory;
 }
 
@@ -197,12 +217,16 @@ SharedMemory SharedMemory::open(int device, const MemoryHandle& handle, int fd) 
   memory.state_ = std::make_unique<State>();
   State& state = *memory.state_;
   state.handle = handle;
+  if (handle.kind == MemoryHandle::Kind::local && (handle.pid != getpid() || owner != device)) {
+    RC_FAIL(device, "memory of process ", handle.pid, " is used by its own process and device only");
+  }
   if (handle.pid == getpid()) {
     state.data = reinterpret_cast<uint8_t*>(handle.address);
     return memory;
   }
   UniqueFd opened;
   switch (handle.kind) {
+    case MemoryHandle::Kind::local:  // refused above
     case MemoryHandle::Kind::none:
       RC_FAIL(device, "process ", handle.pid, " shares no memory: its handle is empty");
     case MemoryHandle::Kind::descriptor:
