@@ -71,16 +71,13 @@ void bind_simt(py::module_& core) {
       .def("record", [](Event& self, uintptr_t stream) { self.record(stream_of(stream)); })
       .def("passed", &Event::passed)
       .def("hold_back", [](const Event& self, uintptr_t stream) { self.hold_back(stream_of(stream)); });
-  py::class_<SharedMemory>(module, "SharedMemory")
-      .def_static("allocate", &SharedMemory::allocate)
+  // Of _core, with what the other twins need not show.
+  auto shared_memory = py::reinterpret_borrow<py::class_<SharedMemory>>(core.attr("SharedDeviceMemory"));
+  module.attr("SharedMemory") = shared_memory;
+  shared_memory.def_static("allocate", &SharedMemory::allocate)
       .def_static("open", &open_memory)
       .def_property_readonly("address",
                              [](const SharedMemory& self) { return reinterpret_cast<uintptr_t>(self.data()); })
-      .def_property_readonly("handle",
-                             [](const SharedMemory& self) {
-                               return py::bytes(reinterpret_cast<const char*>(&self.handle()), sizeof(MemoryHandle));
-                             })
-      .def("export_descriptor", &SharedMemory::export_descriptor)
       .def("close", [](SharedMemory& self) { SharedMemory closed(std::move(self)); }, NoGil());
   py::class_<DeviceMemory>(module, "DeviceMemory")
       .def(py::init<int, int64_t>())
