@@ -106,6 +106,7 @@ ONE_KERNEL = {
     "algo/two_shot_cuda.cu": ONE_REDUCTION,
     "algo/one_shot_cuda.cu": ONE_REDUCTION,
     "algo/ring_cuda.cu": ONE_REDUCTION,
+    "algo/direct_cuda.cu": ONE_REDUCTION,
     "algo/encoded_cuda.cu": ONE_ENCODED,
 }
 

@@ -153,7 +153,6 @@ class Maker:
         counts[root] = self.uneven(count)[0]
         return self.exchange("scatter", counts.tolist(), root)
 
-
     def direct(self, count: int, move: Callable[["Maker", int], Made]) -> Made:
         calls, expected = move(self, count)
         collectives.where_they_are(calls)

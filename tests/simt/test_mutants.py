@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
+from tests.dtypes import assert_same_numbers, random_array
 from tests.simt import build
 from tests.simt.build import Mutant
-from tests.simt.collectives import Group
+from tests.simt.collectives import Group, call
+from tests.simt.collectives import where_they_are as make_direct
 from tests.simt.emulator import PLANS, Emulator
-from tests.simt.reductions import Reduction
+from tests.simt.reductions import Reduction, sum_of
 from tests.simt.test_encoded import OnDevice, case_of
 from tests.simt.test_move import Maker, check
 
@@ -17,6 +20,7 @@ ENCODED = "algo/encoded_cuda.cu"
 TWO_SHOT = "algo/two_shot_cuda.cu"
 ONE_SHOT = "algo/one_shot_cuda.cu"
 RING = "algo/ring_cuda.cu"
+DIRECT = "algo/direct_cuda.cu"
 ROUNDS = "algo/rounds.h"
 
 ONE_HALF = (
@@ -168,6 +172,65 @@ def test_a_step_of_another_chunk_is_wrong_bytes(built_emulator: Emulator, kind: 
     for mode in ("in_kernel", "stepped"):
         assert not sums(simt, kind, mode, PLANS[0])[1], mode
         simt.release_all()
+
+
+IN_DIRECT = {
+    "reads before the others are there": (
+        "constexpr int64_t kWorkRound = 1;",
+        "constexpr int64_t kWorkRound = 0;",
+    ),
+    "goes on before the others are done": (
+        "constexpr int64_t kNumRounds = 3;",
+        "constexpr int64_t kNumRounds = 2;",
+    ),
+    "in another order": (
+        "args.inputs[first + k] + first_byte",
+        "args.inputs[world_size - 1 - first - k] + first_byte",
+    ),
+}
+
+
+def where_they_are(simt: Emulator, plan: tuple[str, int]) -> tuple[list[str], bool]:
+    """A direct collective on arrays that others write before it and read after it."""
+    inputs = [random_array("float32", 2100, rank, True).reshape(3, 700) for rank in range(3)]
+    arrays = [simt.array(np.zeros(700, np.float32), f"array of rank {rank}") for rank in range(3)]
+    before = [
+        call(
+            "reduce_scatter",
+            "staged",
+            "float32",
+            700,
+            input=simt.array(one.reshape(-1), "input"),
+            output=x,
+        )
+        for one, x in zip(inputs, arrays, strict=True)
+    ]
+    direct, after = (
+        [call("all_reduce", algo, "float32", 700, input=x, output=x) for x in arrays]
+        for algo in ("direct", "two_shot")
+    )
+    make_direct(direct)
+    reports = Group(simt, 3, "in_kernel").run([before, direct, after], *plan)
+    parts = [sum_of("float32", "sum", [one[rank] for one in inputs]) for rank in range(3)]
+    total = sum_of("float32", "sum", [sum_of("float32", "sum", parts)] * 3)
+    return reports, passes(lambda: [assert_same_numbers(x.copy(), total, plan) for x in arrays])
+
+
+@pytest.mark.parametrize("mistake", [None, *IN_DIRECT])
+def test_a_mistake_in_direct_is_found(built_emulator: Emulator, mistake: str | None) -> None:
+    changes = (IN_DIRECT[mistake],) if mistake else ()
+    simt = Emulator(build.library(Mutant(DIRECT, DIRECT, changes, one_kernel=True)))
+    races = 0
+    for plan in PLANS:
+        reports, right = where_they_are(simt, plan)
+        raced = any("race: " in report and "'array of rank" in report for report in reports)
+        assert right if mistake is None else raced or not right, plan
+        races += raced
+        simt.release_all()
+    if mistake in (None, "in another order"):
+        assert races == 0
+    else:
+        assert races > len(PLANS) / 2
 
 
 @pytest.mark.parametrize(
