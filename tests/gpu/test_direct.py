@@ -1,0 +1,142 @@
+"""Arrays on GPUs that all ranks map are used where they are, with the oracle's bits: comm.empty()'s and torch's.
+
+At length on the emulated GPU: tests/simt/test_direct.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ringcomm import Communicator, reference
+from tests.comm.oracle import assert_same_bits, random_inputs
+from tests.gpu import places
+from tests.gpu.conftest import Pools
+
+ALL = {"RINGCOMM_CUDA_DIRECT_KIB": "0"}
+EXPANDABLE = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+SIZE = 40_004
+
+Array = Any
+
+
+def direct_calls(comm: Communicator) -> int:
+    return int(comm._devices._group.num_direct_calls)
+
+
+def of_the_communicator(comm: Communicator, values: Array) -> Array:
+    dtype: Any = str(values.dtype)
+    if not places.is_emulated():
+        import torch
+
+        dtype = getattr(torch, dtype)
+    x = comm.empty(values.shape, dtype, device=places.name())
+    refill(x, values)
+    return x
+
+
+def refill(x: Array, values: Array) -> None:
+    if places.is_emulated():
+        x[:] = values
+    else:
+        x.copy_(places.tensor_of(values))
+
+
+def check(comm: Communicator, make: str) -> int:
+    """How many of four calls were direct."""
+    with places.own_stream():
+        comm.use_device(places.name())
+        n, rank = comm.world_size, comm.rank
+        before = direct_calls(comm)
+        for dtype in ("float32", "float16"):
+            inputs = random_inputs(dtype, SIZE, n, 1)
+            if make == "empty":
+                x = of_the_communicator(comm, inputs[rank])
+                whole = of_the_communicator(comm, np.zeros(SIZE * n, inputs[0].dtype))
+            else:
+                x = places.tensor_of(inputs[rank])
+                whole = places.tensor_of(np.zeros(SIZE * n, inputs[0].dtype))
+            comm.all_gather(x, whole)
+            comm.all_reduce(x, algo="direct")
+            comm.synchronize()
+            total, together = (
+                one.copy() if places.is_emulated() else places.fetch(one) for one in (x, whole)
+            )
+            assert_same_bits(total, reference.all_reduce(inputs, "sum"), dtype)
+            assert_same_bits(together, np.concatenate(inputs), dtype)
+        return direct_calls(comm) - before
+
+
+def test_arrays_of_the_communicator(device: str, pools: Pools) -> None:
+    devices = {"RINGCOMM_SIMT_DEVICES": "2"} if device == "simt" else {}
+    assert pools(device, **ALL, **devices).run_threads(2, check, "empty") == [4, 4]
+    assert pools(device, **ALL).run(2, check, "empty") == [4, 4]
+
+
+def test_torchs_arrays(cuda: None, pools: Pools) -> None:
+    assert pools("cuda", **ALL).run_threads(2, check, "torch") == [4, 4]
+    assert pools("cuda", **ALL).run(2, check, "torch") == [4, 4]
+
+
+def test_torchs_arrays_in_expandable_segments(cuda: None, pools: Pools) -> None:
+    """Whether they can be mapped or not: all ranks see the same."""
+    first, second = pools("cuda", **ALL, **EXPANDABLE).run(2, check, "torch")
+    assert first == second
+    assert pools("cuda", **ALL, **EXPANDABLE).run(2, check, "empty") == [4, 4]
+
+
+def check_memory_that_comes_and_goes(comm: Communicator) -> None:
+    import torch
+
+    with places.own_stream():
+        comm.use_device(places.name())
+        for turn in range(20):
+            inputs = random_inputs(
+                "float32", 1_000_000 + 500_000 * (turn % 3), comm.world_size, turn
+            )
+            x = places.tensor_of(inputs[comm.rank])
+            comm.all_reduce(x)
+            assert_same_bits(places.fetch(x), reference.all_reduce(inputs, "sum"), turn)
+            del x
+            if turn % 2 == comm.rank or turn % 3 == 0:
+                torch.cuda.empty_cache()
+
+
+def test_freed_memory_is_never_used(cuda: None, pools: Pools) -> None:
+    pools("cuda", **ALL).run(2, check_memory_that_comes_and_goes, deadline=100)
+
+
+def check_graph(comm: Communicator) -> tuple[int, int]:
+    """Direct calls among two that were captured: of an array that is registered, and of one that is not."""
+    import torch
+
+    with places.own_stream():
+        comm.use_device(places.name())
+        known, unknown = (
+            torch.zeros(SIZE, device="cuda"),
+            torch.zeros(8 * 1024 * 1024, device="cuda"),
+        )
+        comm.all_reduce(known, algo="direct")
+        comm.synchronize()
+        graph, counts = torch.cuda.CUDAGraph(), []
+        graph.capture_begin(capture_error_mode="thread_local")
+        for x in (known, unknown):
+            before = direct_calls(comm)
+            comm.all_reduce(x, algo="direct")
+            counts.append(direct_calls(comm) - before)
+        graph.capture_end()
+        for seed in range(5):
+            inputs = random_inputs("float32", SIZE, comm.world_size, seed)
+            refill(known, inputs[comm.rank])
+            unknown.fill_(comm.rank + seed)
+            graph.replay()
+            assert_same_bits(places.fetch(known), reference.all_reduce(inputs, "sum"), seed)
+            assert (unknown == sum(range(comm.world_size)) + seed * comm.world_size).all()
+        comm.synchronize()
+        return counts[0], counts[1]
+
+
+def test_a_graph_of_direct_collectives_is_replayed(cuda: None, pools: Pools) -> None:
+    """An array that is not registered cannot be during a capture, and goes through the slab."""
+    assert pools("cuda", **ALL).run_threads(2, check_graph) == [(1, 0)] * 2
