@@ -28,13 +28,18 @@ CALLS = 10  # in a row, for one sample
 CHECKED = 1 << 15  # elements at either end that are compared with the reference
 TIMEOUT = 60.0
 
+Way = tuple[str, str]  # codec and algorithm
 
-def bytes_moved(num_bytes: int, ranks: int, dtype: str, spec: str) -> int:
-    """What the kernels of a two_shot read and write, all ranks together.
 
-    Each reads its input and writes its output; (n - 1) / n of an array goes into boxes and out of them again, on the
-    way to the owner and on the way back, encoded if there is a codec.
+def bytes_moved(num_bytes: int, ranks: int, dtype: str, spec: str, algo: str = "two_shot") -> int:
+    """What the kernels of a two_shot or a direct all_reduce read and write, all ranks together.
+
+    Each reads its input and writes its output, or as much of everybody's if it is direct. In a two_shot, (n - 1) / n of
+    an array goes into boxes and out of them again, on the way to the owner and on the way back, encoded if there is a
+    codec.
     """
+    if algo == "direct":
+        return ranks * 2 * num_bytes
     chosen = codec(spec)
     bits = 8 * ITEM_BYTES[dtype] if chosen.exact else chosen.bits_per_value
     boxes = num_bytes * bits / (8 * ITEM_BYTES[dtype]) * (ranks - 1) / ranks
@@ -44,14 +49,15 @@ def bytes_moved(num_bytes: int, ranks: int, dtype: str, spec: str) -> int:
 def measure(
     device: Device, num_bytes: int, dtype: str, specs: list[str], rounds: int
 ) -> Iterator[dict[str, Any]]:
-    """A row for each codec, verified; and one of torch's operations on the same arrays."""
+    """A row for each codec, verified, for an exact one also where the arrays are; and one of torch's operations."""
     count = num_bytes // ITEM_BYTES[dtype]
     server = TCPStore(is_server=True)
     meeting = threading.Barrier(RANKS, timeout=TIMEOUT)
     raws = [_values(rank, count, dtype) for rank in range(RANKS)]
-    results: dict[str, list[list[float]]] = {spec: [[] for _ in range(RANKS)] for spec in specs}
+    ways: list[Way] = [(spec, "two_shot") for spec in specs]
+    ways += [(spec, "direct") for spec in specs if codec(spec).exact and device.name == "cuda"]
+    results: dict[Way, list[list[float]]] = {way: [[] for _ in range(RANKS)] for way in ways}
     copies: list[float] = []
-    facts: dict[str, str] = {}
     errors: list[BaseException] = []
 
     def run(rank: int) -> None:
@@ -69,17 +75,16 @@ def measure(
         with ringcomm.init(
             rank, RANKS, store=store, timeout=TIMEOUT, device=device.rank_device
         ) as comm:
-            for spec in specs:
-                _verify(comm, device, array, raws, dtype, spec, rank, meeting)
-                facts[spec] = _algorithm(comm, num_bytes, spec)
+            for way in ways:
+                _verify(comm, device, array, raws, dtype, way, rank, meeting)
             twins = [device.empty(num_bytes, "uint8") for _ in range(2 if rank == 0 else 0)]
             meeting.wait()
             for _ in range(rounds):
-                for spec in specs:
+                for way in ways:
                     # avg: what is averaged again and again stays what it is.
-                    work = _calls(comm, array, spec)
+                    work = _calls(comm, array, way)
                     meeting.wait()
-                    results[spec][rank].append(_seconds(device, comm, work) / CALLS)
+                    results[way][rank].append(_seconds(device, comm, work) / CALLS)
                     meeting.wait()
                 if rank == 0:
                     copies.append(_copy_seconds(device, *twins))
@@ -96,16 +101,16 @@ def measure(
             (e for e in errors if not isinstance(e, threading.BrokenBarrierError)), errors[0]
         )
     copy_rate = 2 * num_bytes / statistics.median(copies)
-    for spec in specs:
-        slowest = [max(each) for each in zip(*results[spec], strict=True)]
-        moved = bytes_moved(num_bytes, RANKS, dtype, spec)
+    for spec, algo in ways:
+        slowest = [max(each) for each in zip(*results[spec, algo], strict=True)]
+        moved = bytes_moved(num_bytes, RANKS, dtype, spec, algo)
         yield {
             "size": num_bytes,
             "type": dtype,
             "op": f"all_reduce x{RANKS}",
             "codec": spec,
             "who": "ringcomm",
-            "algo": facts[spec],
+            "algo": algo,
             "moved": moved,
             **_speed(slowest, moved, copy_rate),
         }
@@ -157,7 +162,7 @@ def _verify(
     array: Any,
     raws: list[np.ndarray[Any, Any]],
     dtype: str,
-    spec: str,
+    way: Way,
     rank: int,
     meeting: threading.Barrier,
 ) -> None:
@@ -165,9 +170,13 @@ def _verify(
     given = device.put(raws[rank], dtype)
     device.copy(array, given)
     meeting.wait()  # from here to the next, nothing but the collective: while a kernel waits, nobody may wait for the GPU
-    comm.all_reduce(array, op="avg", codec=spec)
+    spec, algo = way
+    direct_calls = comm.direct_calls
+    _calls(comm, array, way, 1)()
     comm.synchronize()
     meeting.wait()
+    if (comm.direct_calls > direct_calls) != (algo == "direct"):
+        raise SystemExit(f"all_reduce with codec {spec}: it should have been {algo} and was not")
     found = device.fetch(array)
     chosen = codec(spec)
     names = {code: name for name, code in _core.CODECS.items()}
@@ -184,14 +193,12 @@ def _verify(
     assert np.isfinite(widened(found.view(raws[0].dtype), dtype)).all()
 
 
-def _algorithm(comm: Any, num_bytes: int, spec: str) -> str:
-    return str(comm.explain(num_bytes, codec=spec).algo)
+def _calls(comm: Any, array: Any, way: Way, calls: int = CALLS) -> Callable[[], None]:
+    spec, algo = way
 
-
-def _calls(comm: Any, array: Any, spec: str) -> Callable[[], None]:
     def work() -> None:
-        for _ in range(CALLS):
-            comm.all_reduce(array, op="avg", codec=spec)
+        for _ in range(calls):
+            comm.all_reduce(array, op="avg", codec=spec, algo=algo)
 
     return work
 

@@ -98,6 +98,7 @@ class Communicator:
         timeout: The deadline of every call, in seconds.
         device: ``"cuda:<index>"`` once the communicator has been set up for arrays on GPUs, else None.
         device_mode: ``"in_kernel"``, ``"stepped"`` or ``"host"``, likewise.
+        direct_calls: How many collectives on GPUs have used all ranks' arrays where they are; see :meth:`empty`.
     """
 
     def __init__(
@@ -673,9 +674,7 @@ class Communicator:
 
     # -- memory --
 
-    def empty(
-        self, shape: int | Sequence[int], dtype: Any = "float32", device: Any = None
-    ) -> Any:
+    def empty(self, shape: int | Sequence[int], dtype: Any = "float32", device: Any = None) -> Any:
         """Makes an array in memory that all ranks map; collective.
 
         all_reduce, reduce, broadcast, all_gather and reduce_scatter on such an array (or on a
@@ -856,6 +855,10 @@ class Communicator:
     @property
     def device_mode(self) -> str | None:
         return self._devices.mode
+
+    @property
+    def direct_calls(self) -> int:
+        return self._devices.direct_calls
 
     def stats(self) -> dict[str, dict[str, float]]:
         """Counters per operation since :func:`ringcomm.init`, or the last :meth:`reset_stats`.

@@ -182,6 +182,11 @@ class Devices:
         """``"in_kernel"``, ``"stepped"`` or ``"host"``, once the communicator has been set up."""
         return None if self._group is None else self._group.mode
 
+    @property
+    def direct_calls(self) -> int:
+        """See :attr:`ringcomm.comm.Communicator.direct_calls`."""
+        return 0 if self._group is None else int(self._group.num_direct_calls)
+
     # -- memory that all ranks map --
 
     def allocate(self, num_bytes: int, same_size: Callable[[list[int]], None]) -> Any:
@@ -197,17 +202,19 @@ class Devices:
         Raises:
             DeviceError: a GPU has no memory left. Else as any collective, and ``same_size``.
         """
-        comm, group = self._comm, self._group
+        comm, group, index = self._comm, self._group, index_of(self.name or "", self._comm.rank)
         with contextlib.ExitStack() as cleanup:
-            memory, fd = None, -1
+            memory: Any = None
+            fd = -1
 
             def take() -> bytes:
                 nonlocal memory, fd
-                memory = _core.SharedDeviceMemory(index_of(self.name, comm.rank), num_bytes)
+                memory = _core.SharedDeviceMemory(index, num_bytes)
                 fd = memory.export_descriptor()
                 if fd >= 0:
                     cleanup.callback(os.close, fd)
-                return bytes([fd >= 0]) + num_bytes.to_bytes(_SIZE_BYTES, "little") + memory.handle
+                handle: bytes = memory.handle
+                return bytes([fd >= 0]) + num_bytes.to_bytes(_SIZE_BYTES, "little") + handle
 
             said = _from_all(comm, "empty", take)
             same_size([int.from_bytes(one[1 : 1 + _SIZE_BYTES], "little") for one in said])
@@ -272,7 +279,9 @@ class Devices:
             assert group is not None
             if group.slab_bytes > 0:
                 handles = [one[1:] for one in said]
-                with _descriptors(comm, fd, [bool(one[0]) for one in said], group.slab_bytes) as fds:
+                with _descriptors(
+                    comm, fd, [bool(one[0]) for one in said], group.slab_bytes
+                ) as fds:
                     _from_all(comm, "device mapping", lambda: _opened(group, handles, fds))
         comm._core.attach_device(group)
         self._group, self.name, self._hosts_are_simt = group, name, name == SIMT

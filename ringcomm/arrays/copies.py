@@ -15,7 +15,14 @@ from ringcomm.arrays.torch_arrays import is_torch, torch_dtypes
 from ringcomm.arrays.viewers import view
 from ringcomm.errors import UsageError
 
-__all__ = ["contiguous_copy", "copy_back", "empty_like", "from_buffer", "from_device_memory", "item_bytes"]
+__all__ = [
+    "contiguous_copy",
+    "copy_back",
+    "empty_like",
+    "from_buffer",
+    "from_device_memory",
+    "item_bytes",
+]
 
 
 def contiguous_copy(x: Any) -> Any:
@@ -168,8 +175,8 @@ def from_device_memory(
     # Libraries refuse to look at 0 bytes.
     torch, room = sys.modules.get("torch"), max(num_bytes, 1)
     if device == "simt":
-        memory = np.asarray(_DeviceBytes(owner, address, room, "__array_interface__"))[:num_bytes]
-        return from_buffer(memory, dtype, shape)
+        host = np.asarray(_DeviceBytes(owner, address, room, "__array_interface__"))
+        return from_buffer(host[:num_bytes], dtype, shape)
     memory = _DeviceBytes(owner, address, room, "__cuda_array_interface__")
     if torch is not None and isinstance(dtype, torch.dtype):
         return torch.as_tensor(memory, device=device)[:num_bytes].view(dtype).reshape(shape)

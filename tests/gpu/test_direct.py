@@ -21,10 +21,6 @@ SIZE = 40_004
 Array = Any
 
 
-def direct_calls(comm: Communicator) -> int:
-    return int(comm._devices._group.num_direct_calls)
-
-
 def of_the_communicator(comm: Communicator, values: Array) -> Array:
     dtype: Any = str(values.dtype)
     if not places.is_emulated():
@@ -48,7 +44,7 @@ def check(comm: Communicator, make: str) -> int:
     with places.own_stream():
         comm.use_device(places.name())
         n, rank = comm.world_size, comm.rank
-        before = direct_calls(comm)
+        before = comm.direct_calls
         for dtype in ("float32", "float16"):
             inputs = random_inputs(dtype, SIZE, n, 1)
             if make == "empty":
@@ -65,7 +61,7 @@ def check(comm: Communicator, make: str) -> int:
             )
             assert_same_bits(total, reference.all_reduce(inputs, "sum"), dtype)
             assert_same_bits(together, np.concatenate(inputs), dtype)
-        return direct_calls(comm) - before
+        return comm.direct_calls - before
 
 
 def test_arrays_of_the_communicator(device: str, pools: Pools) -> None:
@@ -122,9 +118,9 @@ def check_graph(comm: Communicator) -> tuple[int, int]:
         graph, counts = torch.cuda.CUDAGraph(), []
         graph.capture_begin(capture_error_mode="thread_local")
         for x in (known, unknown):
-            before = direct_calls(comm)
+            before = comm.direct_calls
             comm.all_reduce(x, algo="direct")
-            counts.append(direct_calls(comm) - before)
+            counts.append(comm.direct_calls - before)
         graph.capture_end()
         for seed in range(5):
             inputs = random_inputs("float32", SIZE, comm.world_size, seed)

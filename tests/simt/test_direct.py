@@ -83,10 +83,6 @@ def of_the_communicator(comm: Communicator, values: Array) -> Array:
     return array
 
 
-def direct_calls(comm: Communicator) -> int:
-    return int(comm._devices._group.num_direct_calls)
-
-
 class Counted:
     """Runs a call to its end, and says whether it was direct."""
 
@@ -94,10 +90,10 @@ class Counted:
         self.comm = comm
 
     def __call__(self, name: str, /, *args: Any, **kwargs: Any) -> bool:
-        before = direct_calls(self.comm)
+        before = self.comm.direct_calls
         getattr(self.comm, name)(*args, **kwargs)
         self.comm.synchronize()
-        return direct_calls(self.comm) == before + 1
+        return self.comm.direct_calls == before + 1
 
 
 def check_every_operation(comm: Communicator, make: str, dtype: str, size: int) -> None:
@@ -145,6 +141,12 @@ def test_every_operation_has_the_oracles_bits(
     pools: Pools, mode: str, world_size: int, make: str, dtype: str, size: int
 ) -> None:
     pools(mode).run(world_size, check_every_operation, make, dtype, size)
+
+
+@pytest.mark.parametrize("make", ["empty", "user"])
+@pytest.mark.parametrize("mode", ["in_kernel", "stepped"])
+def test_ranks_may_be_threads(pools: Pools, mode: str, make: str) -> None:
+    pools(mode).run_threads(3, check_every_operation, make, "float32", 1202)
 
 
 def check_uneven(comm: Communicator) -> None:
@@ -284,7 +286,7 @@ def check_queued(comm: Communicator) -> None:
         if hasattr(work, "wait"):
             work.wait()
     comm.synchronize()
-    assert direct_calls(comm) == 24
+    assert comm.direct_calls == 24
     assert (arrays[0] == n**6 * n).all() and (arrays[1] == n**6 * n).all(), rank
 
 
