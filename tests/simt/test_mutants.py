@@ -7,7 +7,7 @@ import pytest
 from tests.simt import build
 from tests.simt.build import Mutant
 from tests.simt.collectives import Group
-from tests.simt.emulator import PLANS, Emulator
+from tests.simt.emulator import PLANS, Emulator, Plan
 from tests.simt.reductions import Reduction
 from tests.simt.test_encoded import OnDevice, case_of
 from tests.simt.test_move import Maker, check
@@ -38,14 +38,14 @@ IN_ROUNDS = {
 }
 
 
-def all_gather(simt: Emulator, mode: str, plan: tuple[str, int]) -> tuple[list[str], bool]:
+def all_gather(simt: Emulator, mode: str, plan: Plan) -> tuple[list[str], bool]:
     """Reports, and whether the bytes were right."""
     calls, expected = Maker(simt, 3, "float32", 1).all_gather(700)
     reports = Group(simt, 3, mode).run([calls], *plan)
     return reports, passes(lambda: check(expected, plan))
 
 
-def all_reduce(simt: Emulator, mode: str, plan: tuple[str, int]) -> tuple[list[str], bool]:
+def all_reduce(simt: Emulator, mode: str, plan: Plan) -> tuple[list[str], bool]:
     arrays = OnDevice(simt, case_of("bf16", "int8", "float32", 5003, 3, 1, residuals=True))
     reports = Group(simt, 3, mode).run([arrays.calls()], *plan)
     return reports, passes(lambda: arrays.check(plan))
@@ -102,7 +102,7 @@ def test_another_order_of_summation_is_wrong_bytes(built_emulator: Emulator) -> 
         simt.release_all()
 
 
-def sums(simt: Emulator, kind: str, mode: str, plan: tuple[str, int]) -> tuple[list[str], bool]:
+def sums(simt: Emulator, kind: str, mode: str, plan: Plan) -> tuple[list[str], bool]:
     """Several, one after the other."""
     group = Group(simt, 3, mode, num_blocks=2, packets_per_box=1264)
     made = [Reduction(simt, kind, 3, "float32", "sum", count) for count in (5, 700, 64, 300, 700)]
