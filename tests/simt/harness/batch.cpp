@@ -71,6 +71,10 @@ uint64_t nanoseconds() {
 
 Counts counts() { return machine().counts; }
 
-std::set<uint32_t> kernels_ended() { return std::exchange(machine().kernels_ended, {}); }
+std::set<uint32_t> kernels_ended() {
+  std::set<uint32_t> offsets;
+  for (const void* code : std::exchange(machine().kernels_ended, {})) offsets.insert(offset_in_module(code));
+  return offsets;
+}
 
 }  // namespace simt

@@ -130,8 +130,8 @@ struct Machine {
   int idle_ticks = 0;            // how often it has, since the last progress
   Counts counts{};
   std::vector<std::string> reports;
-  std::set<uint32_t> kernels_ended;  // by offset in the module, since somebody asked
-  uintptr_t shared_begin = 0;        // the thread-locals of the module
+  std::set<const void*> kernels_ended;  // since somebody asked
+  uintptr_t shared_begin = 0;           // the thread-locals of the module
   size_t shared_bytes = 0;
 };
 extern Machine the_machine;
