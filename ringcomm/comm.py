@@ -185,7 +185,8 @@ class Communicator:
             codec: Such as ``"int8"``: contributions and sums travel encoded (float32, bfloat16 or
                 float16; sum and avg). With one rank nothing travels and nothing is encoded.
             algo: ``one_shot``, ``two_shot`` or ``ring``; None lets the table choose (see
-                :meth:`explain`). ``ring`` sums in an order that depends on the element's place.
+                :meth:`explain`). ``ring`` sums in an order that depends on the
+                element's place in ``x``, the same on CPUs and GPUs.
             async_op: Return a :class:`Work` at once; do not touch ``x`` until it is done.
             residual: Error feedback for ``codec``: contiguous float32 array with as many elements
                 as ``x``, added before encoding; holds afterwards what the encoding lost.

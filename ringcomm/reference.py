@@ -33,6 +33,7 @@ __all__ = [
     "reduce",
     "reduce_scatter",
     "reduce_to_root",
+    "ring_chunks",
     "scale",
     "scatter",
     "uniform",
@@ -45,6 +46,7 @@ Float32: TypeAlias = npt.NDArray[np.float32]
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 
 BLOCK_ELEMS = 32
+RING_GRANULE = 64  # bytes; chunks of a ring are a multiple of it (csrc/base/partition.h)
 LARGEST_CODE = {"int8": 127, "int4": 7}
 BLOCK_BYTES = {"int8": 32, "int4": 16}
 NAN_SCALE = 0x7FC0
@@ -390,20 +392,34 @@ def all_reduce(
     )
 
 
-def all_reduce_ring(
-    inputs: Sequence[Array], op: str, ranges: Sequence[tuple[int, int, Sequence[int]]]
-) -> Array:
-    """All-reduce whose order of summation depends on the element, as in a ring.
+def ring_chunks(num_elems: int, world_size: int, itemsize: int) -> list[tuple[slice, list[int]]]:
+    """In which order a ring combines the elements, on CPUs and GPUs alike.
+
+    Returns:
+        For every rank the chunk that it owns, which may be short or empty, and the ranks in the order in
+        which their elements are combined there. Together the chunks cover the array once.
+    """
+    granule = RING_GRANULE // itemsize
+    chunk = -(-num_elems // (world_size * granule)) * granule
+    return [
+        (
+            slice(min(owner * chunk, num_elems), min((owner + 1) * chunk, num_elems)),
+            [(owner + 1 + step) % world_size for step in range(world_size)],
+        )
+        for owner in range(world_size)
+    ]
+
+
+def all_reduce_ring(inputs: Sequence[Array], op: str) -> Array:
+    """What every rank gets from an all-reduce with ``algo="ring"``.
 
     Args:
         inputs: one flat array per rank.
         op: as in :func:`reduce`.
-        ranges: ``(begin, end, order)``: elements begin..end are combined in the order of the ranks in
-            ``order``. Together they cover the array once.
     """
     result = np.empty_like(inputs[0])
-    for begin, end, order in ranges:
-        result[begin:end] = reduce([inputs[rank][begin:end] for rank in order], op)
+    for chunk, order in ring_chunks(result.size, len(inputs), result.itemsize):
+        result[chunk] = reduce([inputs[rank][chunk] for rank in order], op)
     return result
 
 

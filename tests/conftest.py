@@ -13,7 +13,7 @@ from tests.worlds import Worlds
 def uses_emulation(test: pytest.Function) -> bool:
     if test.path.parent.name == "gpu":  # the same tests take real GPUs
         return "simt" in test.name
-    return hasattr(test.module, "emulated")
+    return "pools" in test.fixturenames or hasattr(test.module, "emulated")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

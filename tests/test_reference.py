@@ -1,5 +1,7 @@
 """The oracle itself, against hand-made results and against torch's conversions."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -95,10 +97,24 @@ def test_nan_wins_min_and_max():
     assert np.isnan(reference.reduce(inputs, "max")).all()
 
 
-def test_ring_sums_in_the_given_order():
-    inputs = [np.full(4, value, np.float32) for value in (1e8, 1.0, -1e8)]
-    result = reference.all_reduce_ring(inputs, "sum", [(0, 2, (0, 1, 2)), (2, 4, (0, 2, 1))])
-    np.testing.assert_array_equal(result, [0, 0, 1, 1])
+def test_ring_sums_every_chunk_in_an_order_of_its_own():
+    inputs = [np.full(40, value, np.float32) for value in (1e8, 1.0, -1e8)]
+    result = reference.all_reduce_ring(inputs, "sum")
+    # Of 16, 16 and 8 elements, in the orders 1 2 0, 2 0 1 and 0 1 2.
+    np.testing.assert_array_equal(result, [0] * 16 + [1] * 16 + [0] * 8)
+
+
+def test_chunks_of_a_ring_cover_the_array_once_in_whole_granules():
+    for num_elems, world_size, itemsize in itertools.product(
+        (0, 1, 63, 64, 1001), (1, 2, 3, 7), (1, 2, 16)
+    ):
+        chunks = reference.ring_chunks(num_elems, world_size, itemsize)
+        assert [chunk.stop for chunk, _ in chunks[:-1]] == [chunk.start for chunk, _ in chunks[1:]]
+        assert (chunks[0][0].start, chunks[-1][0].stop) == (0, num_elems)
+        assert all(
+            chunk.stop * itemsize % 64 == 0 or chunk.stop == num_elems for chunk, _ in chunks
+        )
+        assert [order[-1] for _, order in chunks] == list(range(world_size))
 
 
 def test_movement_collectives():

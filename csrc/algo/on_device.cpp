@@ -54,6 +54,11 @@ DeviceCall device_call_of(const Collective& call, const DeviceGroup& devices, in
   return result;
 }
 
+// Of the partial sums that a ring makes of the whole array.
+int64_t partial_bytes(const Collective& call) {
+  return call.count * static_cast<int64_t>(dtype_size(cpu::accumulator_dtype(call.dtype)));
+}
+
 // As the algorithms of the host count them.
 int64_t bytes_sent(const Collective& call, Algo algo, int rank, int world_size) {
   const int64_t others = world_size - 1;
@@ -64,7 +69,9 @@ int64_t bytes_sent(const Collective& call, Algo algo, int rank, int world_size) 
   }
   switch (call.op) {
     case OpKind::all_reduce:
-      return algo == Algo::one_shot ? num_bytes * others : ceil_div(2 * others * num_bytes, world_size);
+      if (algo == Algo::one_shot) return num_bytes * others;
+      if (algo == Algo::ring) return ceil_div(others * (num_bytes + partial_bytes(call)), world_size);
+      return ceil_div(2 * others * num_bytes, world_size);
     case OpKind::reduce:
       return rank == call.root ? 0 : num_bytes;
     case OpKind::broadcast:

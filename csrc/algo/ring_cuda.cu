@@ -12,7 +12,7 @@
 // Best for    GPUs that reach one neighbour better than the others (PCIe)
 //
 // Chunk c is summed in the order c+1, c+2, ..., c (a rotation of rank order): equal bits on all ranks, the same on
-// every run. They are those of algo/ring.cpp where that has one segment; its further segments have other chunks.
+// every run. They are those of algo/ring.cpp, whose chunks are the same: boxes, blocks and pieces change no bit.
 #include "algo/block_copy.h"
 #include "algo/device_kernels.h"
 #include "algo/reduction_kernels.h"

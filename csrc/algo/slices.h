@@ -11,8 +11,6 @@
 
 namespace ringcomm {
 
-constexpr int64_t kChunkGranule = 64;  // as on the CPU: which chunk an element is in decides how a ring sums it
-
 class Slices {
  public:
   // Blocks that have enough to do with a chunk of so many bytes; 1 at least.

@@ -32,6 +32,10 @@ RC_HD constexpr Range chunk_of(int64_t num_elems, int world_size, int rank, int6
   return Range{begin, at_most(begin + chunk, num_elems)};
 }
 
+// Of chunks of a whole array, in bytes; every dtype's size divides it. The same on CPUs and GPUs: the chunk of an
+// element decides in which order a ring sums it.
+constexpr int64_t kChunkGranule = 64;
+
 // An array cut into segments, and each segment into one chunk per rank.
 class Segmentation {
  public:

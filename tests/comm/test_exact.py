@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from ringcomm import Communicator, reference
-from ringcomm.bootstrap import DEFAULT_BUFFER_KIB
 from ringcomm.errors import UsageError
 from tests.comm.oracle import (
     assert_same_bits,
@@ -25,7 +24,6 @@ WORLD_SIZES = (1, 2, 3, 4)
 # With 4 KiB buffers the last one takes several segments of every algorithm.
 SIZES = (0, 1, 2, 17, 31, 257, 1021, 4001)
 STAGING_KIB = 16
-BUFFER_BYTES = 4096
 INLINE_BYTES = 32 * 1024
 
 
@@ -47,7 +45,7 @@ def check_all_reduce(comm: Communicator, dtype: str, algo: str | None) -> set[st
         for op in ops_of(dtype):
             x = inputs[comm.rank].copy()
             comm.all_reduce(x, op, algo=algo, **extra(comm, op))
-            expected = expected_all_reduce(inputs, op, algo, BUFFER_BYTES)
+            expected = expected_all_reduce(inputs, op, algo)
             assert_same_bits(x, expected, (dtype, algo, op, size))
             if size > 1000:
                 checked.add(op)
@@ -211,7 +209,7 @@ def check_default_buffers(comm: Communicator) -> None:
         inputs = random_inputs("float32", 300_007, comm.world_size, 5)
         x = inputs[comm.rank].copy()
         comm.all_reduce(x, algo=algo)
-        expected = expected_all_reduce(inputs, "sum", algo, DEFAULT_BUFFER_KIB * 1024)
+        expected = expected_all_reduce(inputs, "sum", algo)
         assert_same_bits(x, expected, algo)
     inputs = random_inputs("uint8", 1_000_003, comm.world_size, 6)
     for root in range(comm.world_size):
@@ -226,6 +224,30 @@ def check_default_buffers(comm: Communicator) -> None:
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_messages_larger_than_the_default_buffers(worlds: Worlds, world_size: int) -> None:
     worlds.run(world_size, check_default_buffers)
+
+
+# Elements of a ring: less than a granule; chunks that are empty, or end in the last piece but one; many pieces.
+RING_SIZES = (5, 97, 1021, 2053, 20_011, 100_003)
+
+
+def ring_bits(comm: Communicator, dtype: str) -> list[bytes]:
+    results = []
+    for seed, size in enumerate(RING_SIZES):
+        inputs = random_inputs(dtype, size, comm.world_size, seed)
+        x = inputs[comm.rank].copy()
+        comm.all_reduce(x, algo="ring")
+        assert_same_bits(x, reference.all_reduce_ring(inputs, "sum"), size)
+        results.append(x.tobytes())
+    return results
+
+
+@pytest.mark.parametrize("dtype", [d for d in ("float32", "bfloat16", "float16") if d in NUMPY])
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_the_staging_buffers_change_no_bit_of_a_ring(
+    worlds: Worlds, world_size: int, dtype: str
+) -> None:
+    runs = [worlds.run(world_size, ring_bits, dtype, staging_kib=kib) for kib in (16, 112, 1024)]
+    assert all(bits == runs[0][0] for run in runs for bits in run)
 
 
 def checksums_with_delays(comm: Communicator, seed: int) -> list[int]:
@@ -290,7 +312,7 @@ def check_in_threads(comm: Communicator) -> None:
         for algo in (None, "two_shot", "ring"):
             x = inputs[comm.rank].copy()
             comm.all_reduce(x, algo=algo)
-            assert_same_bits(x, expected_all_reduce(inputs, "sum", algo, 4096), algo)
+            assert_same_bits(x, expected_all_reduce(inputs, "sum", algo), algo)
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

@@ -5,8 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.simt import build
+from tests.simt import build, emulated
+from tests.simt.communicators import MODES, SLAB, Pools
 from tests.simt.emulator import Emulator
+from tests.worlds import Worlds
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -30,3 +32,21 @@ def simt(built_emulator: Emulator) -> Iterator[Emulator]:
     """The emulator with no memory in use."""
     yield built_emulator
     built_emulator.release_all()
+
+
+@pytest.fixture(scope="session")
+def pools() -> Iterator[Pools]:
+    """Rank processes whose groups choose the mode."""
+    emulated.require()
+    made: dict[str, Worlds] = {}
+
+    def pool(mode: str) -> Worlds:
+        if mode not in made:
+            made[mode] = Worlds(package=emulated.PACKAGE, **MODES[mode], **SLAB)
+        return made[mode]
+
+    yield pool
+    for worlds in made.values():
+        left = worlds.leftovers()
+        worlds.close()
+        assert left == []

@@ -1,6 +1,7 @@
 """The emulated GPUs: memory, launches, and what was wrong with a run."""
 
 import ctypes
+import functools
 import re
 import shutil
 import subprocess
@@ -10,8 +11,16 @@ from typing import Any
 import numpy as np
 
 SCHEDULES = ("forward", "reverse", "random", "priority")
-# Every schedule; the random ones with three seeds.
-PLANS = tuple((name, seed) for name in SCHEDULES for seed in range(1 if name[-1] in "de" else 3))
+Plan = tuple[str, int]  # a schedule and its seed
+# Every schedule; those that draw, with three seeds. The others have but one order.
+PLANS: tuple[Plan, ...] = tuple(
+    (name, seed) for name in SCHEDULES for seed in range(3 if name in ("random", "priority") else 1)
+)
+
+# A line of nm. Kernels of one name in several files differ in their template's arguments.
+KERNEL = re.compile(
+    r"(?P<offset>[0-9a-f]+) t (void )?ringcomm::cuda::\(anonymous namespace\)::(?P<name>\w+_kernel(<.*>)?)\(.*\)"
+)
 
 Array = Any
 
@@ -95,6 +104,27 @@ class Emulator:
         for address, line in zip(addresses, lines, strict=True):
             text = re.sub(rf"@{address}\b", line.split(" ")[0].rpartition("/")[2], text)
         return text
+
+    @functools.cached_property
+    def kernels(self) -> dict[int, str]:
+        """Every kernel of csrc that the library has: each instance of a template, as its source calls it. By offset in
+        the module. Needs nm."""
+        listed = subprocess.run(
+            ["nm", "--demangle", str(self.path)], capture_output=True, text=True, check=True
+        )
+        kernels = {}
+        for line in listed.stdout.splitlines():
+            found = KERNEL.fullmatch(line)
+            if found is not None:
+                kernels[int(found["offset"], 16)] = found["name"].replace("ringcomm::", "")
+        return kernels
+
+    def kernels_ended(self) -> set[str]:
+        """Those of them whose launches have come to their end since the last call."""
+        offsets = (ctypes.c_uint32 * 4096)()
+        count = self.library.simt_kernels_ended(offsets, ctypes.c_int64(len(offsets)))
+        assert count <= len(offsets)
+        return {self.kernels[offset] for offset in offsets[:count] if offset in self.kernels}
 
     def counts(self) -> tuple[int, int, int]:
         """Switches, accesses and threads so far."""

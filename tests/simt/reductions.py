@@ -1,12 +1,11 @@
 """Collectives that reduce, on new random arrays of emulated GPUs, and what the CPU makes of the same numbers."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ringcomm import _core
+from ringcomm import _core, reference
 from tests.dtypes import NUMPY, assert_same_numbers, random_array
 from tests.simt import collectives
 from tests.simt.collectives import Call
@@ -24,7 +23,6 @@ KINDS = {
     "direct reduce": ("reduce", "direct"),
     "direct reduce_scatter": ("reduce_scatter", "direct"),
 }
-CHUNK_BYTES = 64  # chunks of a ring are a multiple of it
 
 Array = Any
 
@@ -45,22 +43,14 @@ def scaled(dtype: str, values: Array, factor: float) -> Array:
 
 
 def ring_sum_of(dtype: str, op: str, inputs: Sequence[Array]) -> Array:
-    """Chunk c in the order of ranks c + 1, c + 2, ..., c."""
-    count, world_size = inputs[0].size, len(inputs)
-    granule = CHUNK_BYTES // inputs[0].itemsize
-    chunk = math.ceil(math.ceil(count / world_size) / granule) * granule
-    pieces = [
-        sum_of(
-            dtype,
-            op,
-            [
-                inputs[(owner + 1 + step) % world_size][owner * chunk : (owner + 1) * chunk].copy()
-                for step in range(world_size)
-            ],
-        )
-        for owner in range(world_size)
-    ]
-    return np.concatenate(pieces)
+    """As the reference has it, by the CPU."""
+    chunks = reference.ring_chunks(inputs[0].size, len(inputs), inputs[0].itemsize)
+    return np.concatenate(
+        [
+            sum_of(dtype, op, [inputs[rank][chunk].copy() for rank in order])
+            for chunk, order in chunks
+        ]
+    )
 
 
 class Reduction:

@@ -9,7 +9,7 @@ import pytest
 from ringcomm import _core, reference
 from tests.codec import codec_calls as cpu
 from tests.codec.codec_calls import CODECS, DTYPE_OF, awkward_values
-from tests.simt.emulator import PLANS, Emulator, EmulatorError
+from tests.simt.emulator import PLANS, Emulator, EmulatorError, Plan
 
 GUARD = 0xA5
 SIZES = (1, 15, 31, 32, 33, 63, 257, 1000, 4096 + 7)
@@ -23,7 +23,7 @@ def dtype_id(array: Array) -> int:
     return int(_core.DTYPES[array.dtype.name])
 
 
-def check(simt: Emulator, plan: tuple[str, int] = ("forward", 0)) -> None:
+def check(simt: Emulator, plan: Plan = ("forward", 0)) -> None:
     assert simt.run(*plan) == [], plan
 
 
@@ -33,7 +33,7 @@ def encode(
     values: Array,
     residual: Array | None = None,
     draw: Draw | None = None,
-    plan: tuple[str, int] = ("forward", 0),
+    plan: Plan = ("forward", 0),
     wire_shift: int = 0,
     array_shift: int = 0,
     residual_shift: int = 0,
@@ -62,7 +62,7 @@ def decode(
     wire: Array,
     num_elems: int,
     dtype: Any,
-    plan: tuple[str, int] = ("forward", 0),
+    plan: Plan = ("forward", 0),
     wire_shift: int = 0,
     array_shift: int = 0,
 ) -> Array:
@@ -83,7 +83,7 @@ def decode_add(
     wire: Array,
     accumulator: Array,
     first: bool = False,
-    plan: tuple[str, int] = ("forward", 0),
+    plan: Plan = ("forward", 0),
     wire_shift: int = 0,
     array_shift: int = 0,
 ) -> Array:
@@ -134,6 +134,17 @@ def compare_decoding(
         cpu.decode_add(codec, wire, after, first)
         actual = decode_add(simt, codec, wire, before, first, **how)
         assert actual.tobytes() == after.tobytes(), (num_elems, first, how)
+
+
+def compare_division(simt: Emulator, num_elems: int, plan: Plan = ("forward", 0)) -> None:
+    values = awkward_values(num_elems, np.dtype(np.float32), 8)
+    expected = values.copy()
+    _core.divide(expected.ctypes.data, num_elems, 3.0)
+    quotients = simt.array(values, "values")
+    simt.call("simt_divide", quotients, num_elems, 3.0, simt.stream(0))
+    check(simt, plan)
+    assert quotients.tobytes() == expected.tobytes()
+    simt.release_all()
 
 
 @pytest.mark.parametrize("dtype", DTYPE_OF)
@@ -192,14 +203,7 @@ def test_arrays_may_start_at_any_element(simt: Emulator, codec: str, dtype: str)
 
 def test_division(simt: Emulator) -> None:
     for num_elems in SIZES:
-        values = awkward_values(num_elems, np.dtype(np.float32), 8)
-        expected = values.copy()
-        _core.divide(expected.ctypes.data, num_elems, 3.0)
-        quotients = simt.array(values, "values")
-        simt.call("simt_divide", quotients, num_elems, 3.0, simt.stream(0))
-        check(simt)
-        assert quotients.tobytes() == expected.tobytes()
-        simt.release_all()
+        compare_division(simt, num_elems)
 
 
 def test_nothing_is_launched_for_no_elements(simt: Emulator) -> None:

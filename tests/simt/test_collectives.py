@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from ringcomm import _core
-from tests.dtypes import NUMPY, PAIRS
+from tests.dtypes import NUMPY
 from tests.simt.collectives import Group, call
-from tests.simt.emulator import PLANS, Emulator, EmulatorError
+from tests.simt.emulator import PLANS, Emulator, EmulatorError, Plan
 from tests.simt.reductions import KINDS, Reduction
 
 WORLD_SIZES = (1, 2, 3, 4)
@@ -30,24 +30,11 @@ def group_of(simt: Emulator, world_size: int, mode: str = "in_kernel", **layout:
     return Group(simt, world_size, mode, **{"num_blocks": 3, "packets_per_box": 1264, **layout})
 
 
-def run_one(simt: Emulator, group: Group, made: Reduction, plan: tuple[str, int]) -> None:
+def run_one(simt: Emulator, group: Group, made: Reduction, plan: Plan) -> None:
     what = (made.what, group.mode, plan)
     assert group.run([made.calls], *plan) == [], what
     made.check(what)
     simt.release_all()
-
-
-@pytest.mark.parametrize("kind", ["two_shot", "one_shot", "ring", "direct"])
-@pytest.mark.parametrize(("dtype", "op"), PAIRS)
-def test_every_dtype_and_operator(simt: Emulator, dtype: str, op: str, kind: str) -> None:
-    number = PAIRS.index((dtype, op))
-    for i, num_bytes in enumerate((40, 2600)):
-        world_size, plan = 2 + (number + i) % 3, PLANS[(number + i) % len(PLANS)]
-        if (kind, op) == ("direct", "premul_sum"):
-            continue  # refused
-        count = num_bytes // NUMPY[dtype].itemsize + 3
-        made = Reduction(simt, kind, world_size, dtype, op, count, seed=number)
-        run_one(simt, group_of(simt, world_size), made, plan)
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)

@@ -15,7 +15,7 @@ from tests.codec.codec_calls import CODECS, DTYPE_OF, awkward_values
 from tests.dtypes import assert_same_numbers
 from tests.simt import collectives
 from tests.simt.collectives import MODES, Call, Group
-from tests.simt.emulator import PLANS, Emulator
+from tests.simt.emulator import PLANS, Emulator, Plan
 
 WORLD_SIZES = (1, 2, 3, 4)
 PAIRS = tuple(itertools.product(CODECS, CODECS))
@@ -145,7 +145,7 @@ class OnDevice:
 
 
 def run_case(
-    simt: Emulator, case: Case, mode: str, plan: tuple[str, int], num_blocks: int = 2, **how: Any
+    simt: Emulator, case: Case, mode: str, plan: Plan, num_blocks: int = 2, **how: Any
 ) -> None:
     group = Group(simt, case.world_size, mode, num_blocks)
     arrays = OnDevice(simt, case, **how)
@@ -153,18 +153,6 @@ def run_case(
     assert group.run([arrays.calls()], *plan) == [], what
     arrays.check(what)
     simt.release_all()
-
-
-@pytest.mark.parametrize("dtype", DTYPE_OF)
-@pytest.mark.parametrize(("up", "down"), PAIRS)
-def test_the_cpus_bits_for_every_pair_of_codecs(
-    simt: Emulator, up: str, down: str, dtype: str
-) -> None:
-    plans = itertools.cycle(PLANS)
-    for seed, (world_size, count) in enumerate(itertools.product((2, 3), (33, 1025, 3001))):
-        for mode in MODES:
-            case = case_of(up, down, dtype, count, world_size, seed, residuals=seed % 4 != 0)
-            run_case(simt, case, mode, next(plans))
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -11,7 +11,7 @@ import pytest
 from tests.dtypes import NUMPY, random_array
 from tests.simt import collectives
 from tests.simt.collectives import MODES, Call, Group
-from tests.simt.emulator import PLANS, Emulator
+from tests.simt.emulator import PLANS, Emulator, Plan
 
 WORLD_SIZES = (1, 2, 3, 4)
 # Elements: none, one, less and more than a vector, a piece, a slice, several pieces.
@@ -180,9 +180,7 @@ def check(expected: Sequence[tuple[Array, Array]], what: object) -> None:
         assert array.tobytes() == values.tobytes(), what
 
 
-def run_one(
-    simt: Emulator, group: Group, move: str, maker: Maker, count: int, plan: tuple[str, int]
-) -> None:
+def run_one(simt: Emulator, group: Group, move: str, maker: Maker, count: int, plan: Plan) -> None:
     calls, expected = MOVES[move](maker, count)
     what = (move, group.world_size, group.mode, maker.dtype, count, plan)
     assert group.run([calls], *plan) == [], what
@@ -222,9 +220,7 @@ def test_arrays_may_start_at_any_element(simt: Emulator, move: str, dtype: str) 
         run_one(simt, Group(simt, 3, mode), move, maker, 1201, ("priority", shift))
 
 
-def run_in_a_row(
-    simt: Emulator, world_size: int, mode: str, plan: tuple[str, int], first_epoch: int
-) -> None:
+def run_in_a_row(simt: Emulator, world_size: int, mode: str, plan: Plan, first_epoch: int) -> None:
     group = Group(simt, world_size, mode, num_blocks=3, first_epoch=first_epoch)
     maker = Maker(simt, world_size, "int64", 1)
     moves = list(itertools.product(MOVES.values(), (700, 1, 150)))

@@ -10,7 +10,7 @@ from tests.simt import build
 from tests.simt.build import Mutant
 from tests.simt.collectives import Group, call
 from tests.simt.collectives import where_they_are as make_direct
-from tests.simt.emulator import PLANS, Emulator
+from tests.simt.emulator import PLANS, Emulator, Plan
 from tests.simt.reductions import Reduction, sum_of
 from tests.simt.test_encoded import OnDevice, case_of
 from tests.simt.test_move import Maker, check
@@ -42,14 +42,14 @@ IN_ROUNDS = {
 }
 
 
-def all_gather(simt: Emulator, mode: str, plan: tuple[str, int]) -> tuple[list[str], bool]:
+def all_gather(simt: Emulator, mode: str, plan: Plan) -> tuple[list[str], bool]:
     """Reports, and whether the bytes were right."""
     calls, expected = Maker(simt, 3, "float32", 1).all_gather(700)
     reports = Group(simt, 3, mode).run([calls], *plan)
     return reports, passes(lambda: check(expected, plan))
 
 
-def all_reduce(simt: Emulator, mode: str, plan: tuple[str, int]) -> tuple[list[str], bool]:
+def all_reduce(simt: Emulator, mode: str, plan: Plan) -> tuple[list[str], bool]:
     arrays = OnDevice(simt, case_of("bf16", "int8", "float32", 5003, 3, 1, residuals=True))
     reports = Group(simt, 3, mode).run([arrays.calls()], *plan)
     return reports, passes(lambda: arrays.check(plan))
@@ -106,7 +106,7 @@ def test_another_order_of_summation_is_wrong_bytes(built_emulator: Emulator) -> 
         simt.release_all()
 
 
-def sums(simt: Emulator, kind: str, mode: str, plan: tuple[str, int]) -> tuple[list[str], bool]:
+def sums(simt: Emulator, kind: str, mode: str, plan: Plan) -> tuple[list[str], bool]:
     """Several, one after the other."""
     group = Group(simt, 3, mode, num_blocks=2, packets_per_box=1264)
     made = [Reduction(simt, kind, 3, "float32", "sum", count) for count in (5, 700, 64, 300, 700)]
@@ -190,7 +190,7 @@ IN_DIRECT = {
 }
 
 
-def where_they_are(simt: Emulator, plan: tuple[str, int]) -> tuple[list[str], bool]:
+def where_they_are(simt: Emulator, plan: Plan) -> tuple[list[str], bool]:
     """A direct collective on arrays that others write before it and read after it."""
     inputs = [random_array("float32", 2100, rank, True).reshape(3, 700) for rank in range(3)]
     arrays = [simt.array(np.zeros(700, np.float32), f"array of rank {rank}") for rank in range(3)]

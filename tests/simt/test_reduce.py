@@ -12,7 +12,7 @@ import pytest
 
 from ringcomm import _core
 from tests.dtypes import NUMPY, PAIRS, SCALED, assert_same_numbers, random_array
-from tests.simt.emulator import PLANS, Emulator, EmulatorError, pointers
+from tests.simt.emulator import PLANS, Emulator, EmulatorError, Plan, pointers
 
 SIZES = (1, 3, 16, 255, 1000 + 7)
 
@@ -51,74 +51,92 @@ def on_device(simt: Emulator, arrays: list[Array], name: str, shift: int = 0) ->
     return [simt.array(array, f"{name} {k}", shift) for k, array in enumerate(arrays)]
 
 
+def check_reduction(
+    simt: Emulator, dtype: str, op: str, num_inputs: int, num_elems: int, plan: Plan
+) -> None:
+    inputs = inputs_of(dtype, num_elems, num_inputs)
+    expected = reduced_on_the_cpu(dtype, op, inputs)
+    outputs = on_device(simt, [np.zeros_like(expected)] * (1 + num_inputs % 3), "output")
+    reduce(simt, dtype, op, on_device(simt, inputs, "input"), outputs)
+    what = (dtype, op, num_inputs, num_elems, plan)
+    assert simt.run(*plan) == [], what
+    for output in outputs:
+        assert_same_numbers(output, expected, what)
+    simt.release_all()
+
+
+def check_hops(
+    simt: Emulator, dtype: str, op: str, num_inputs: int, num_elems: int, plan: Plan
+) -> None:
+    wide = "float32" if dtype in ("float16", "bfloat16") else dtype
+    inputs = inputs_of(dtype, num_elems, num_inputs)
+    totals = on_device(simt, [zeros(wide, num_elems)] * 2, "accumulator")
+    output = simt.array(zeros(dtype, num_elems), "output")
+    before = None
+    # The last hop is in place.
+    for hop, values in enumerate(on_device(simt, inputs, "input")):
+        total = totals[1 if hop == num_inputs - 1 else hop % 2]
+        simt.call(
+            "simt_reduce_hop",
+            *(*ids(dtype, op), before, values, total, num_elems, simt.stream(0)),
+        )
+        before = total
+    simt.call(
+        "simt_finish_hops",
+        *(*ids(dtype, op), before, num_inputs, output, num_elems, simt.stream(0)),
+    )
+    what = (dtype, op, num_inputs, num_elems, plan)
+    assert simt.run(*plan) == [], what
+    assert_same_numbers(output, reduced_on_the_cpu(dtype, op, inputs), what)
+    simt.release_all()
+
+
+def check_scaling(
+    simt: Emulator,
+    dtype: str,
+    num_elems: int,
+    plan: Plan,
+    in_place: bool = False,
+    shifts: tuple[int, int] = (0, 0),
+) -> None:
+    """``shifts``: where values and results begin, in elements past an aligned address."""
+    values = inputs_of(dtype, num_elems, 1)[0]
+    expected = np.zeros_like(values)
+    factor = 1 / 3
+    _core.scale(_core.DTYPES[dtype], values.ctypes.data, factor, expected.ctypes.data, num_elems)
+    bytes_in, bytes_out = (shift * values.itemsize for shift in shifts)
+    given = simt.array(values, "values", bytes_in)
+    scaled = given if in_place else simt.array(np.zeros_like(values), "scaled", bytes_out)
+    simt.call(
+        "simt_scale", _core.DTYPES[dtype], given, ctypes.c_double(factor), scaled, num_elems, None
+    )
+    what = (dtype, num_elems, plan, in_place, shifts)
+    assert simt.run(*plan) == [], what
+    assert_same_numbers(scaled, expected, what)
+    simt.release_all()
+
+
 @pytest.mark.parametrize(("dtype", "op"), PAIRS)
 def test_reductions_have_the_cpus_bits(simt: Emulator, dtype: str, op: str) -> None:
     plans = itertools.cycle(PLANS)
     for num_inputs, num_elems in itertools.product((1, 2, 3, 5), SIZES):
-        plan = next(plans)
-        inputs = inputs_of(dtype, num_elems, num_inputs)
-        expected = reduced_on_the_cpu(dtype, op, inputs)
-        outputs = on_device(simt, [np.zeros_like(expected)] * (1 + num_inputs % 3), "output")
-        reduce(simt, dtype, op, on_device(simt, inputs, "input"), outputs)
-        assert simt.run(*plan) == [], plan
-        for output in outputs:
-            assert_same_numbers(output, expected, (num_inputs, num_elems))
-        simt.release_all()
+        check_reduction(simt, dtype, op, num_inputs, num_elems, next(plans))
 
 
 @pytest.mark.parametrize(("dtype", "op"), PAIRS)
 def test_hops_have_the_cpus_bits(simt: Emulator, dtype: str, op: str) -> None:
-    wide = "float32" if dtype in ("float16", "bfloat16") else dtype
     plans = itertools.cycle(PLANS)
     for num_inputs, num_elems in itertools.product((1, 4), (1, 255, 1000 + 7)):
-        inputs = inputs_of(dtype, num_elems, num_inputs)
-        totals = on_device(simt, [zeros(wide, num_elems)] * 2, "accumulator")
-        output = simt.array(zeros(dtype, num_elems), "output")
-        before = None
-        # The last hop is in place.
-        for hop, values in enumerate(on_device(simt, inputs, "input")):
-            total = totals[1 if hop == num_inputs - 1 else hop % 2]
-            simt.call(
-                "simt_reduce_hop",
-                *(*ids(dtype, op), before, values, total, num_elems, simt.stream(0)),
-            )
-            before = total
-        simt.call(
-            "simt_finish_hops",
-            *(*ids(dtype, op), before, num_inputs, output, num_elems, simt.stream(0)),
-        )
-        plan = next(plans)
-        assert simt.run(*plan) == [], plan
-        expected = reduced_on_the_cpu(dtype, op, inputs)
-        assert_same_numbers(output, expected, (num_inputs, num_elems))
-        simt.release_all()
+        check_hops(simt, dtype, op, num_inputs, num_elems, next(plans))
 
 
 @pytest.mark.parametrize("dtype", SCALED)
 def test_scaling_has_the_cpus_bits(simt: Emulator, dtype: str) -> None:
+    plans = itertools.cycle(PLANS)
     for num_elems in SIZES:
-        values = inputs_of(dtype, num_elems, 1)[0]
-        expected = np.zeros_like(values)
-        factor = 1 / 3
-        _core.scale(
-            _core.DTYPES[dtype], values.ctypes.data, factor, expected.ctypes.data, num_elems
-        )
-        size = values.itemsize
-        for in_place, shifts in (
-            (True, (0, 0)),
-            (False, (0, 0)),
-            (False, (size, 0)),
-            (False, (0, size)),
-        ):
-            given = simt.array(values, "values", shifts[0])
-            scaled = given if in_place else simt.array(np.zeros_like(values), "scaled", shifts[1])
-            simt.call(
-                "simt_scale",
-                *(_core.DTYPES[dtype], given, ctypes.c_double(factor), scaled, num_elems, None),
-            )
-            assert simt.run() == []
-            assert_same_numbers(scaled, expected, (num_elems, in_place, shifts))
-            simt.release_all()
+        check_scaling(simt, dtype, num_elems, next(plans), in_place=True)
+        for shifts in ((0, 0), (1, 0), (0, 1)):
+            check_scaling(simt, dtype, num_elems, next(plans), shifts=shifts)
 
 
 @pytest.mark.parametrize("dtype", sorted({dtype for dtype, _ in PAIRS}))

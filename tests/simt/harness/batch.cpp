@@ -1,4 +1,6 @@
 // Launches are queued, and run() executes all of them until nothing is left.
+#include <utility>
+
 #include "machine.h"
 #include "simt/memory_order.h"
 
@@ -68,5 +70,11 @@ uint64_t nanoseconds() {
 }
 
 Counts counts() { return machine().counts; }
+
+std::set<uint32_t> kernels_ended() {
+  std::set<uint32_t> offsets;
+  for (const void* code : std::exchange(machine().kernels_ended, {})) offsets.insert(offset_in_module(code));
+  return offsets;
+}
 
 }  // namespace simt

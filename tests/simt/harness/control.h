@@ -14,6 +14,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -45,5 +46,8 @@ struct Counts {
   uint64_t threads;
 };
 Counts counts();  // since the module was loaded
+
+// The kernels of all launches that have come to their end since the last call, by their offset in the module.
+std::set<uint32_t> kernels_ended();
 
 }  // namespace simt

@@ -44,15 +44,6 @@ void* reserve(size_t bytes) {
 
 size_t cells_for(size_t bytes) { return (bytes + 3) / 4; }
 
-uint32_t offset_in_module(const void* code) {
-  static const uintptr_t base = [] {
-    Dl_info info{};
-    dladdr(reinterpret_cast<const void*>(&reserve), &info);
-    return reinterpret_cast<uintptr_t>(info.dli_fbase);
-  }();
-  return static_cast<uint32_t>(reinterpret_cast<uintptr_t>(code) - base);
-}
-
 // A return address; the instruction before it belongs to the access.
 std::string at_code(uint32_t code) {
   std::ostringstream text;
@@ -199,6 +190,15 @@ void check_words(Cell* cells, uintptr_t base, bool shared, const Finding& findin
 }
 
 }  // namespace
+
+uint32_t offset_in_module(const void* code) {
+  static const uintptr_t base = [] {
+    Dl_info info{};
+    dladdr(reinterpret_cast<const void*>(&reserve), &info);
+    return reinterpret_cast<uintptr_t>(info.dli_fbase);
+  }();
+  return static_cast<uint32_t>(reinterpret_cast<uintptr_t>(code) - base);
+}
 
 void* allocate(size_t bytes, const std::string& name) {
   if (arena == 0) {

@@ -50,6 +50,17 @@ SIMT_EXPORT void simt_counts(uint64_t* switches, uint64_t* accesses, uint64_t* t
   *threads = counts.threads;
 }
 
+// As many as fit; returns how many there are.
+SIMT_EXPORT int64_t simt_kernels_ended(uint32_t* offsets, int64_t capacity) {
+  const std::set<uint32_t> kernels = simt::kernels_ended();
+  int64_t count = 0;
+  for (const uint32_t offset : kernels) {
+    if (count < capacity) offsets[count] = offset;
+    ++count;
+  }
+  return count;
+}
+
 SIMT_EXPORT int simt_encode(int codec, const void* input, int input_dtype, int64_t num_elems, uint8_t* wire,
                             float* residual, int stochastic, uint64_t seed, uint64_t step, uint32_t rank,
                             int64_t first_elem, CUstream_st* stream) {

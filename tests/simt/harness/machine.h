@@ -6,6 +6,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -129,7 +130,8 @@ struct Machine {
   int idle_ticks = 0;            // how often it has, since the last progress
   Counts counts{};
   std::vector<std::string> reports;
-  uintptr_t shared_begin = 0;  // the thread-locals of the module
+  std::set<const void*> kernels_ended;  // since somebody asked
+  uintptr_t shared_begin = 0;           // the thread-locals of the module
   size_t shared_bytes = 0;
 };
 extern Machine the_machine;
@@ -186,5 +188,6 @@ void check_access(uintptr_t address, unsigned bytes, bool write, bool atomic, bo
 void barrier_orders(Block& block);
 void warp_orders(Block& block, uint32_t first_thread, unsigned mask);
 void forget_accesses();
+uint32_t offset_in_module(const void* code);
 
 }  // namespace simt

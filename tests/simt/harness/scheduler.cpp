@@ -167,6 +167,7 @@ void end_block(Block* block) {
   }
   if (++launch.ended != launch.total) return;
   ++m.launches_ended;
+  m.kernels_ended.insert(launch.closure->code());
   watch_end(launch);
   const auto queue = m.queues.find({launch.rank, launch.stream});
   queue->second.pop_front();

@@ -20,6 +20,7 @@ struct Closure {
   virtual ~Closure() = default;
   virtual void call() const = 0;
   virtual size_t bytes() const = 0;
+  virtual const void* code() const = 0;
 };
 
 template <typename... Params>
@@ -27,6 +28,7 @@ struct KernelClosure final : Closure {
   KernelClosure(void (*kernel_)(Params...), Params... args) : kernel(kernel_), arguments(args...) {}
   void call() const override { std::apply(kernel, arguments); }
   size_t bytes() const override { return sizeof(*this); }
+  const void* code() const override { return reinterpret_cast<const void*>(kernel); }
   void (*kernel)(Params...);
   std::tuple<Params...> arguments;
 };
