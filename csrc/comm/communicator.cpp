@@ -1,26 +1,16 @@
 #include "comm/communicator.h"
 
-#include <pthread.h>
-
 #include <algorithm>
 #include <chrono>
 #include <utility>
 
 #include "base/log.h"
+#include "base/process.h"
 #include "comm/checks.h"
 #include "reduce/reduce.h"
 
 namespace ringcomm {
 namespace {
-
-// Counts fork()s that this process is the child of; shared memory and threads do not survive them.
-std::atomic<uint64_t> fork_count{0};
-
-uint64_t watched_fork_count() {
-  static const int registered = ::pthread_atfork(nullptr, nullptr, [] { ++fork_count; });
-  static_cast<void>(registered);
-  return fork_count.load(std::memory_order_relaxed);
-}
 
 // Any collective of a single rank.
 void copy_alone(const Collective& call) {
@@ -51,7 +41,7 @@ Patience patience_of(const Collective& call) {
 bool premultiplies(const Collective& call) { return reduces(call.op) && call.reduce_op == ReduceOp::premul_sum; }
 
 void check_not_forked(uint64_t fork_generation) {
-  if (fork_generation != watched_fork_count()) {
+  if (fork_generation != fork_count()) {
     RC_FAIL(aborted, "this communicator belongs to the parent process; call ringcomm.init() in the forked child");
   }
 }
@@ -60,7 +50,7 @@ void check_not_forked(uint64_t fork_generation) {
 
 // ---- Work ----------------------------------------------------------------------------------------
 
-Work::Work() : fork_generation_(watched_fork_count()) {}
+Work::Work() : fork_generation_(fork_count()) {}
 
 bool Work::done() const {
   std::lock_guard<std::mutex> lock(mutex_);
@@ -132,7 +122,7 @@ void Work::finish(std::exception_ptr error, int source) {
 // ---- Communicator --------------------------------------------------------------------------------
 
 Communicator::Communicator(const GroupConfig& config, const FlightRecorderConfig& recorder, const OneShotLimits& limits)
-    : fork_generation_(watched_fork_count()),
+    : fork_generation_(fork_count()),
       rank_(config.rank),
       world_size_(config.world_size),
       recorder_(mutex_, recorder, config.rank, config.name, config.timeout_s, config.first_seq),
@@ -152,7 +142,7 @@ Communicator::Communicator(const GroupConfig& config, const FlightRecorderConfig
 }
 
 Communicator::~Communicator() {
-  if (fork_generation_ == watched_fork_count()) {
+  if (fork_generation_ == fork_count()) {
     finish_and_leave({});
   } else {
     // The parent's memory and threads: only the parent may take them down.
@@ -280,8 +270,8 @@ std::shared_ptr<Work> Communicator::submit(Collective call, const Algo* algo, co
 // The call has just been queued.
 void Communicator::mark_end(Work& work, const Collective& call) const {
   if (!call.on_device || !devices_->queues()) return;
-  auto end = std::make_unique<runtime::Event>(devices_->device());
-  end->record(call.stream);
+  const runtime::DeviceGuard guard(devices_->device());
+  auto end = devices_->mark(call.stream);
   std::lock_guard<std::mutex> lock(work.mutex_);
   work.is_captured_ = runtime::is_capturing(call.stream);
   work.end_ = std::move(end);
@@ -594,7 +584,7 @@ void Communicator::abort(const std::string& reason) {
 void Communicator::close() { finish_and_leave(check_interrupt_); }
 
 void Communicator::finish_and_leave(const std::function<void()>& check_interrupt) {
-  if (fork_generation_ != watched_fork_count()) return;
+  if (fork_generation_ != fork_count()) return;
   if (closed_.exchange(true)) return;
   std::thread progress_thread;
   std::exception_ptr interrupt;

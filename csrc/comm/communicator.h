@@ -57,7 +57,7 @@ class Work {
   Callback callback_;
   int source_ = -1;
   // Of a call that is queued on a GPU: its end, unless a graph has captured it. Set when done_ is.
-  std::unique_ptr<runtime::Event> end_;
+  std::shared_ptr<runtime::Event> end_;
   bool is_captured_ = false;
   std::shared_ptr<DeviceGroup> devices_;
   // Of a message: whoever waits for it moves it.

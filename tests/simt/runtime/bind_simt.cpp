@@ -8,6 +8,7 @@
 #include "base/runtime.h"
 #include "bind/bind.h"
 #include "devices.h"
+#include "gpu.h"
 #include "kernels.h"
 
 namespace ringcomm::bind {
@@ -53,7 +54,13 @@ void bind_simt(py::module_& core) {
     const DeviceUuid uuid = device_uuid(device);
     return py::bytes(reinterpret_cast<const char*>(uuid.data()), uuid.size());
   });
-  module.def("enable_peer_access", &enable_peer_access);
+  module.def("reaches", &reaches);
+  module.def("devices_with_context", &simt::devices_with_context);
+  module.def("num_events_made", &simt::num_events_made);
+  module.def("process_token", [] {
+    const ProcessToken token = process_token();
+    return py::bytes(reinterpret_cast<const char*>(token.data()), token.size());
+  });
   module.def("shares_device_concurrently", &shares_device_concurrently);
   module.def("device_of", [](uintptr_t address) { return device_of(at(address)); });
   module.def("place",
@@ -71,6 +78,10 @@ void bind_simt(py::module_& core) {
       .def("record", [](Event& self, uintptr_t stream) { self.record(stream_of(stream)); })
       .def("passed", &Event::passed)
       .def("hold_back", [](const Event& self, uintptr_t stream) { self.hold_back(stream_of(stream)); });
+  py::class_<simt::Gpu::Capture, simt::Gpu::CapturePtr>(module, "Graph")
+      .def("launch", [](const simt::Gpu::CapturePtr& self) { simt::Gpu::get().launch(self); });
+  module.def("begin_capture", [](uintptr_t stream) { simt::capture(stream_of(stream)); });
+  module.def("end_capture", [](uintptr_t stream) { return simt::end_capture(stream_of(stream)); });
   py::class_<SharedMemory>(module, "SharedMemory")
       .def_static("allocate", &SharedMemory::allocate)
       .def_static("open", &open_memory)

@@ -22,6 +22,11 @@ bool peers_reach_each_other();
 bool is_shared_concurrently();
 bool exports_descriptors();
 
+// Those on which this process has made a context, in order.
+std::vector<int> devices_with_context();
+// How many events this process has created.
+int64_t num_events_made();
+
 // From now on, memory is on this device; -1: on the host.
 void place(const void* address, int64_t num_bytes, int device);
 void forget_place(const void* address);
