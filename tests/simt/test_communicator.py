@@ -1,15 +1,19 @@
 """Communicators on arrays of emulated GPUs: the CPU's bits in every mode, and no failure that hangs."""
 
+import gc
 import os
 import signal
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ringcomm import Communicator, reference
+from ringcomm import Communicator, _core, reference
 from ringcomm.errors import (
     AbortedError,
     DeadlineError,
@@ -23,6 +27,8 @@ from tests.comm.oracle import assert_same_bits, random_inputs
 from tests.dtypes import NUMPY
 from tests.simt import emulated
 from tests.worlds import Outcome, Worlds, environment
+
+runtime: Any = getattr(_core, "simt", None)  # in the processes that these tests start
 
 # What makes a group choose a mode.
 MODES = {
@@ -337,6 +343,108 @@ def make_split(comm: Communicator) -> str:
 
 def test_sub_groups_have_gpus_of_their_own(pools: Pools) -> None:
     assert pools("in_kernel").run(4, make_split) == ["simt"] * 4
+
+
+def capture_calls(comm: Communicator, mode: str) -> None:
+    """A graph of calls, launched after others; or an error that leaves capture and communicator as they were."""
+    comm.use_device("simt")
+    inputs = random_inputs("float32", 3000, comm.world_size, 1)
+    x, y, parts = inputs[comm.rank].copy(), inputs[comm.rank].copy(), np.empty((2, 3000), "float32")
+    comm.all_reduce(np.ones(10))
+    comm.synchronize()
+    with runtime.DeviceGuard(comm.rank if mode != "stepped" else 0):
+        runtime.begin_capture(0)
+        if mode == "in_kernel":
+            comm.all_reduce(x)
+            comm.all_reduce(y, codec="int8", async_op=True).wait()
+            comm.all_gather(inputs[comm.rank], parts)
+        else:
+            for call in (comm.all_reduce, partial(comm.all_reduce, codec="int8"), comm.broadcast):
+                for options in ({}, {"async_op": True}):
+                    with pytest.raises(UsageError, match=f"cannot be captured .* mode is {mode} "):
+                        call(x, **options)
+        with pytest.raises(UsageError, match="a message .* cannot be captured"):
+            comm.send(x, 1 - comm.rank)
+        comm.synchronize()
+        graph = runtime.end_capture(0)
+        for seed in range(3):
+            own = random_inputs("float32", 100, comm.world_size, seed)
+            z = own[comm.rank].copy()
+            comm.all_reduce(z)
+            comm.synchronize()
+            assert_same_bits(z, reference.all_reduce(own, "sum"), seed)
+        if mode != "in_kernel":
+            return
+        assert_same_bits(x, inputs[comm.rank], "not launched yet")
+        graph.launch()
+        runtime.synchronize(0)
+    assert_same_bits(x, reference.all_reduce(inputs, "sum"), "all_reduce")
+    assert_same_bits(y, reference.all_reduce(inputs, "sum", "int8", "int8"), "int8")
+    assert_same_bits(parts, np.stack(inputs), "all_gather")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_calls_are_captured_into_a_graph_or_say_why_not(pools: Pools, mode: str) -> None:
+    pools(mode).run(2, capture_calls, mode)
+
+
+def count_events(comm: Communicator) -> int:
+    """Events that are made by many asynchronous calls, at most three of which are held at a time."""
+    comm.use_device("simt")
+    works: deque[Any] = deque(maxlen=3)
+
+    def call() -> None:
+        works.append(comm.all_reduce(np.ones(10, np.float32), async_op=True))
+        works[-1].wait()
+        comm.synchronize()
+
+    for _ in range(10):
+        call()
+    before = int(runtime.num_events_made())
+    for _ in range(20):
+        call()
+    return int(runtime.num_events_made()) - before
+
+
+def test_asynchronous_calls_use_their_events_again(pools: Pools) -> None:
+    assert pools("in_kernel").run(2, count_events) == [0, 0]
+
+
+def use_own_device_only(comm: Communicator, mode: str) -> tuple[list[int], int]:
+    """A communicator's life, with calls in a thread of their own, as a garbage collector's or torch's are."""
+    problems: list[BaseException] = []
+
+    def live() -> None:
+        try:
+            comm.use_device("simt")
+            assert comm.device_mode == mode
+            x = np.ones(3000, np.float32)
+            comm.all_reduce(x)
+            comm.all_reduce(x, async_op=True).wait()
+            comm.all_gather(x)
+            work = comm.recv(np.empty(10), 1 - comm.rank, async_op=True)
+            comm.send(np.ones(10), 1 - comm.rank)
+            work.wait()
+            comm.synchronize()
+            assert runtime.current_device() == 0
+        except BaseException as problem:
+            problems.append(problem)
+
+    for body in (live, comm.close):
+        thread = threading.Thread(target=body)
+        thread.start()
+        thread.join()
+    for problem in problems:
+        raise problem
+    gc.collect()
+    return runtime.devices_with_context(), runtime.current_device()
+
+
+@pytest.mark.parametrize("mode", ["in_kernel", "host"])
+def test_a_communicator_uses_no_other_gpu_and_leaves_the_current_one(mode: str) -> None:
+    emulated.require()
+    with Worlds(package=emulated.PACKAGE, **MODES[mode], **SLAB) as worlds:  # that used none before
+        assert worlds.run(2, use_own_device_only, mode) == [([0], 0), ([1], 0)]
 
 
 # ---- set-up --------------------------------------------------------------------------------------
