@@ -111,6 +111,7 @@ class Communicator:
         first_seq: int = 0,
         num_cores: int | None = None,
         device: str | None = None,
+        device_limits: Limits | None = None,
     ) -> None:
         _core.set_log_sink(_log, env.logger().getEffectiveLevel())
         self.rank = rank
@@ -140,7 +141,7 @@ class Communicator:
             one_shot_limits=endpoints.limits,
         )
         self._collective = self._core.collective
-        self._devices = Devices(self)
+        self._devices = Devices(self, device_limits)
         self._encoded_calls = 0  # the step of stochastic rounding
         # Arrays of asynchronous calls, whatever becomes of the caller's references and Work.
         self._pending: deque[tuple[Any, Sequence[ArrayView]]] = deque()
@@ -1095,6 +1096,7 @@ def connect(
     global_rank: int | None = None,
     limits: Limits | None = None,
     device: str | None = None,
+    device_limits: Limits | None = None,
 ) -> Communicator:
     """Meets the other ranks through ``store`` and makes the communicator; collective.
 
@@ -1103,6 +1105,7 @@ def connect(
         global_rank: Of this process in the job, for the flight recorder; None: ``rank``.
         limits: Of one_shot, rank 0's for all; None: what :mod:`ringcomm.tuning` finds.
         device: Set up for arrays on this GPU now (:func:`ringcomm.device.device_name`); None: when they come.
+        device_limits: As ``limits``, of arrays on GPUs.
         store, rank, world_size, prefix, name, timeout, buffer_bytes, first_seq: as
             :func:`ringcomm.rendezvous.rendezvous`, whose errors it raises.
     """
@@ -1127,6 +1130,7 @@ def connect(
             first_seq=first_seq,
             num_cores=num_cores,
             device=device,
+            device_limits=device_limits,
         )
 
 

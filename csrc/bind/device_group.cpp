@@ -52,6 +52,13 @@ void bind_device_group(py::module_& module) {
       },
       py::arg("device"), py::arg("facts"));
 
+  module.def(
+      "device_ordinals",
+      [](const std::vector<std::string>& facts) {
+        return ordinals_of(from_bytes<DeviceFacts>(facts, "what is known of the GPU"));
+      },
+      py::arg("facts"));
+
   py::class_<DeviceGroup, std::shared_ptr<DeviceGroup>>(module, "DeviceGroup")
       .def(py::init(
                [](int rank, int device, const std::vector<std::string>& facts, const std::vector<uint32_t>& reachable) {

@@ -121,7 +121,7 @@ void Work::finish(std::exception_ptr error, int source) {
 
 // ---- Communicator --------------------------------------------------------------------------------
 
-Communicator::Communicator(const GroupConfig& config, const FlightRecorderConfig& recorder, const OneShotLimits& limits)
+Communicator::Communicator(const GroupConfig& config, const FlightRecorderConfig& recorder, const Limits& limits)
     : fork_generation_(fork_count()),
       rank_(config.rank),
       world_size_(config.world_size),
@@ -199,9 +199,10 @@ void Communicator::choose(Collective& call, const Algo* algo) const {
     const DeviceMode mode = devices_->mode();
     const DeviceLayout& layout = devices_->layout();
     if (algo != nullptr) check_device_algo(*algo, call.op, call.num_bytes(), has_codec, mode, layout);
-    call.algo = algo != nullptr
-                    ? *algo
-                    : choose_device_algo(call.op, call.num_bytes(), world_size_, has_codec, mode, layout).algo;
+    call.algo =
+        algo != nullptr
+            ? *algo
+            : choose_device_algo(device_tuning_, call.op, call.num_bytes(), world_size_, has_codec, mode, layout).algo;
     return;
   }
   if (num_regions_.load(std::memory_order_relaxed) > 0 && !call.on_device) call.region = region_of(call);
@@ -481,12 +482,13 @@ std::shared_ptr<const SymmetricRegion> Communicator::region_of(const Collective&
 
 // ---- GPUs ----------------------------------------------------------------------------------------
 
-void Communicator::attach_device(std::shared_ptr<DeviceGroup> devices) {
+void Communicator::attach_device(std::shared_ptr<DeviceGroup> devices, const Tuning& tuning) {
   check_usable();
   std::lock_guard<std::mutex> lock(mutex_);
   RC_CHECK(devices_ == nullptr, "this communicator has been set up for arrays on GPUs before");
   if (!group_) RC_FAIL(aborted, "this communicator is closed; init() a new one");
   devices_ = std::move(devices);
+  device_tuning_ = tuning;
   has_devices_.store(true, std::memory_order_release);
   // Kernels notice a failure through their own memory only, and what they find they cannot tell others.
   group_->watch([devices = devices_, group = group_.get()] {

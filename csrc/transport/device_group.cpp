@@ -142,6 +142,12 @@ DeviceFacts device_facts(int device, std::optional<DeviceMode> wanted, int64_t s
   return facts;
 }
 
+std::vector<int> ordinals_of(const std::vector<DeviceFacts>& facts) {
+  std::vector<int> ordinals;
+  for (const DeviceFacts& one : facts) ordinals.push_back(ordinal_of(one));
+  return ordinals;
+}
+
 uint32_t reachable_devices(int device, const std::vector<DeviceFacts>& facts) {
   uint32_t reachable = 0;
   for (size_t peer = 0; peer < std::min<size_t>(facts.size(), kMostDeviceRanks); ++peer) {

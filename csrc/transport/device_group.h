@@ -56,6 +56,9 @@ struct DeviceFacts {
 };
 DeviceFacts device_facts(int device, std::optional<DeviceMode> wanted, int64_t slab_bytes);
 
+// Where the GPU of each rank is among those that this process sees; -1: nowhere.
+std::vector<int> ordinals_of(const std::vector<DeviceFacts>& facts);
+
 // Bit r: kernels of `device`, this process's, reach memory of rank r's GPU.
 uint32_t reachable_devices(int device, const std::vector<DeviceFacts>& facts);
 

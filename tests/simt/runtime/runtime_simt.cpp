@@ -112,9 +112,9 @@ void give_back(uint8_t* memory) {
 
 DeviceProbe probe_devices() {
   DeviceProbe probe;
-  for (const int device : simt::visible_devices()) {
+  for (size_t i = 0; i < simt::visible_devices().size(); ++i) {
     DeviceInfo info;
-    info.name = "emulated GPU " + std::to_string(device);
+    info.name = "emulated GPU";
     info.compute_major = 9;
     info.total_bytes = kTotalBytes;
     info.num_multiprocessors = kMultiprocessors;
