@@ -316,8 +316,9 @@ def current_device() -> int:
 def device_of(address: int) -> int:
     """The CUDA device whose memory this is; -1: it is the host's."""
 
-def link_between(device: int, peer: int) -> str:
-    """How CUDA devices are linked: "same", "NVLink" (peer access with atomics), "PCIe" (without) or "none".
+def link_between(device: int, peer: int) -> tuple[str, str]:
+    """How CUDA devices are linked, and how that is known.
 
-    Raises DeviceError if there is no such device. May initialise CUDA on both.
+    The first is "same", "NVLink", "PCIe" (any other peer access) or "none"; the second "NVML", "CUDA", or a sentence
+    that says why it is a guess. Raises DeviceError if there is no such device.
     """

@@ -90,7 +90,7 @@ def gpus_of(ordinals: Sequence[int], mode: str) -> Gpus:
     """What a group is whose ranks work on these GPUs of this process, by rank."""
     devices = _core.cuda_probe().devices
     used = sorted({*ordinals})
-    links = [_core.link_between(a, b) for a in used for b in used if a != b]
+    links = [_core.link_between(a, b)[0] for a in used for b in used if a != b]
     names = sorted({devices[ordinal].name for ordinal in used})
     return Gpus(" + ".join(names), max(["same", *links], key=_LINKS.index), mode)
 

@@ -44,8 +44,12 @@ DeviceUuid device_uuid(int device);
 int num_multiprocessors(int device);
 // Whether kernels on `device` can reach memory of `peer` (true if they are the same). Uses neither.
 bool reaches(int device, int peer);
-// For people: "same", "NVLink" (peer access with atomics), "PCIe" (without), "none".
-std::string link_between(int device, int peer);
+// For people.
+struct Link {
+  std::string kind;    // "same", "NVLink", "PCIe" (any other peer access), or "none"
+  std::string source;  // how that is known: "NVML", "CUDA", or why it is a guess
+};
+Link link_between(int device, int peer);
 // Whether processes that share this GPU run kernels at the same time (the MPS daemon is there).
 bool shares_device_concurrently(int device);
 

@@ -7,6 +7,7 @@
 #include "base/cuda_driver.h"
 #include "base/cuda_scope.h"
 #include "base/device.h"
+#include "base/nvml.h"
 #include "base/runtime.h"
 
 namespace ringcomm::runtime {
@@ -19,14 +20,14 @@ bool has_context(int device) {
   return cuda_driver().primary_context_state(device, &flags, &active) == CUDA_SUCCESS && active != 0;
 }
 
-// What the runtime works with on a device. Kept for ever, as the runtime keeps it; cudaDeviceReset() leaves the handle,
-// and what was retained before it counts no more.
-CUcontext primary_context(int device) {
+// What the runtime works in on a device: the primary context, kept for ever, as the runtime keeps it. Whoever has it
+// current need not ask whether cudaDeviceReset() has emptied it: the runtime fills it again.
+CUcontext primary_context(int device, CUcontext current) {
   static std::mutex& mutex = *new std::mutex;
   static auto& kept = *new std::map<int, CUcontext>;
   const std::lock_guard<std::mutex> lock(mutex);
   CUcontext& context = kept[device];
-  if (context == nullptr || !has_context(device)) {
+  if (context == nullptr || (context != current && !has_context(device))) {
     RC_CUDA(cuda_driver().retain_primary_context(&context, device), "making CUDA device ", device, " of ",
             device_count(), " current failed");
   }
@@ -67,9 +68,10 @@ int current_device() {
 // of a host would have one on device 0. The runtime works in whatever context is current, and going back to none at all
 // leaves it the device that it had chosen itself.
 DeviceGuard::DeviceGuard(int device) {
-  const CUcontext wanted = primary_context(device);
   CUcontext now = nullptr;
-  if (cuda_driver().current_context(&now) == CUDA_SUCCESS && now == wanted) return;
+  RC_CUDA(cuda_driver().current_context(&now), "asking for the current CUDA context failed");
+  const CUcontext wanted = primary_context(device, now);
+  if (now == wanted) return;
   RC_CUDA(cuda_driver().push_context(wanted), "making CUDA device ", device, " of ", device_count(), " current failed");
   changed_ = true;
 }
@@ -104,14 +106,19 @@ bool reaches(int device, int peer) {
 
 // CUDA names no links. It says whether atomics of the one device work in memory of the other, which they do over NVLink
 // and do not over PCIe.
-std::string link_between(int device, int peer) {
+Link link_between(int device, int peer) {
   const int count = device_count();
   if (device < 0 || device >= count || peer < 0 || peer >= count) {
     RC_FAIL(device, "there are no devices ", device, " and ", peer, ": this process sees ", count, " CUDA devices");
   }
-  if (device == peer) return "same";
-  if (attribute_of_pair(cudaDevP2PAttrAccessSupported, device, peer) == 0) return "none";
-  return attribute_of_pair(cudaDevP2PAttrNativeAtomicSupported, device, peer) != 0 ? "NVLink" : "PCIe";
+  if (device == peer) return {"same", "CUDA"};
+  if (attribute_of_pair(cudaDevP2PAttrAccessSupported, device, peer) == 0) return {"none", "CUDA"};
+  std::string reason;
+  if (const auto nvlink = nvml::linked_by_nvlink(device_uuid(device), device_uuid(peer), &reason)) {
+    return {*nvlink ? "NVLink" : "PCIe", "NVML"};
+  }
+  const bool has_atomics = attribute_of_pair(cudaDevP2PAttrNativeAtomicSupported, device, peer) != 0;
+  return {has_atomics ? "NVLink" : "PCIe", concat("a guess, by whether atomics work between the two: ", reason)};
 }
 
 bool shares_device_concurrently(int device) {

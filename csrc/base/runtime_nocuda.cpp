@@ -29,7 +29,7 @@ DeviceGuard::~DeviceGuard() = default;
 DeviceUuid device_uuid(int) { refuse("asking for a CUDA device's UUID"); }
 int num_multiprocessors(int) { refuse("asking for a CUDA device's multiprocessors"); }
 bool reaches(int, int) { refuse("asking whether a GPU reaches a peer's"); }
-std::string link_between(int, int) { refuse("asking how two GPUs are linked"); }
+Link link_between(int, int) { refuse("asking how two GPUs are linked"); }
 bool shares_device_concurrently(int) { refuse("asking how processes share a GPU"); }
 
 int device_of(const void*) { return -1; }

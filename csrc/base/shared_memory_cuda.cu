@@ -125,11 +125,17 @@ struct SharedMemory::State {
   void* opened = nullptr;     // by cudaIpcOpenMemHandle
 
   // Waits for the device, as freeing memory does anyway: a kernel that still uses what is unmapped ends the context.
+  // Nobody can wait for a device of which a stream is being captured; then the memory stays.
   ~State() {
     if (range.empty() && allocated == nullptr && opened == nullptr) return;
     try {
       const HostCall call(device);
-      cudaDeviceSynchronize();
+      if (cudaDeviceSynchronize() == cudaErrorStreamCaptureUnsupported) {
+        *new VirtualRange = std::move(range);
+        log(LogLevel::warning, "INIT", "GPU memory that was shared is not freed: a CUDA graph is being captured");
+        cudaGetLastError();
+        return;
+      }
       if (opened != nullptr) cudaIpcCloseMemHandle(opened);
       if (allocated != nullptr) cudaFree(allocated);
       range = VirtualRange();

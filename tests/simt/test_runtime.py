@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import pytest
 from ringcomm import _core
 from ringcomm.errors import DeviceError, UsageError
 from tests.simt import emulated
+from tests.simt.build import COMPILER
 from tests.simt.emulator import SCHEDULES
 from tests.worlds import RankFailure, RankProcess, Worlds
 
@@ -353,8 +355,8 @@ def ask_devices() -> None:
     assert runtime.device_count() == _core.cuda_probe().count == 2
     assert runtime.device_uuid(0) != runtime.device_uuid(1)
     assert runtime.reaches(0, 1)
-    assert _core.link_between(0, 1) == "NVLink"
-    assert _core.link_between(1, 1) == "same"
+    assert _core.link_between(0, 1) == ("NVLink", "emulation")
+    assert _core.link_between(1, 1) == ("same", "emulation")
     assert not runtime.shares_device_concurrently(0)
     assert runtime.current_device() == 0
     with runtime.DeviceGuard(1):
@@ -376,6 +378,68 @@ def test_info_shows_how_devices_are_linked(peers: str, link: str) -> None:
     assert facts["kernels"].endswith("that ringcomm's own tests emulate")
     assert facts["devices"] == 2
     assert [facts[f"links_{device}"].split() for device in range(2)] == [["-", link], [link, "-"]]
+    assert facts["links_known_from"] == "emulation"
+
+
+# A library of which GPUs 1 and 2 are linked by NVLink, and there is a GPU 3 as well; of GPU 4 it fails to tell.
+FAKE_NVML = r"""
+#include <cstdio>
+#include <cstring>
+static int devices[5];
+extern "C" {
+int nvmlInit_v2() { return INIT; }
+int nvmlDeviceGetHandleByUUID(const char* uuid, void** device) {
+  unsigned number = 0;
+  if (sscanf(uuid, "GPU-00000000-0000-0000-0000-0000000000%02x", &number) != 1) return 2;
+  if (strlen(uuid) != 40 || number < 1 || number > 4) return 6;
+  *device = &devices[number];
+  return 0;
+}
+int nvmlDeviceGetP2PStatus(void* device, void* peer, int capability, int* status) {
+  const long one = static_cast<int*>(device) - devices, other = static_cast<int*>(peer) - devices;
+  if (capability != 2) return 2;
+  *status = one + other == 3 ? 0 : 4;
+  return one == 4 || other == 4 ? 15 : 0;
+}
+}
+"""
+ASK_NVML = """
+import json
+from ringcomm import _core
+uuid = lambda number: [0] * 15 + [number]
+pairs = ((1, 2), (2, 1), (1, 3), (1, 4), (9, 1))
+print(json.dumps([_core.simt.linked_by_nvlink(uuid(a), uuid(b)) for a, b in pairs]))
+"""
+
+
+def ask_nvml(folder: Path, *flags: str) -> list[tuple[bool | None, str]]:
+    (folder / "nvml.cpp").write_text(FAKE_NVML)
+    library = folder / "libnvidia-ml.so.1"
+    command = [COMPILER, "-shared", "-fPIC", *flags, str(folder / "nvml.cpp"), "-o", str(library)]
+    subprocess.run(command, check=True)
+    text = emulated.python("-c", ASK_NVML, LD_LIBRARY_PATH=str(folder))
+    return [(answer, reason) for answer, reason in json.loads(text)]
+
+
+def test_nvml_names_links(tmp_path: Path) -> None:
+    emulated.require()
+    found = ask_nvml(tmp_path, "-DINIT=0")
+    assert [answer for answer, _ in found] == [True, True, False, None, None]
+    reasons = [reason for _, reason in found]
+    assert reasons[:3] == [""] * 3
+    assert "nvmlDeviceGetP2PStatus failed with 15" in reasons[3]
+    assert "GPU-00000000-0000-0000-0000-000000000009 failed with 6" in reasons[4]
+
+
+def test_nvml_that_cannot_be_asked_is_a_reason(tmp_path: Path) -> None:
+    emulated.require()
+    failed = ask_nvml(tmp_path, "-DINIT=9")
+    assert failed == [(None, "nvmlInit_v2 failed with 9")] * len(failed)
+    lacking = ask_nvml(tmp_path, "-DINIT=0", "-DnvmlDeviceGetP2PStatus=other")
+    assert {reason for _, reason in lacking} == {"libnvidia-ml.so.1 has no nvmlDeviceGetP2PStatus"}
+    (tmp_path / "libnvidia-ml.so.1").write_text("not a library")
+    text = emulated.python("-c", ASK_NVML, LD_LIBRARY_PATH=str(tmp_path))
+    assert all(answer is None and reason for answer, reason in json.loads(text))
 
 
 def in_a_new_thread(body: Callable[[], None]) -> None:

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "base/nvml.h"
 #include "base/runtime.h"
 #include "bind/bind.h"
 #include "devices.h"
@@ -62,6 +63,11 @@ void bind_simt(py::module_& core) {
     return py::bytes(reinterpret_cast<const char*>(token.data()), token.size());
   });
   module.def("shares_device_concurrently", &shares_device_concurrently);
+  module.def("linked_by_nvlink", [](const DeviceUuid& uuid, const DeviceUuid& peer) {
+    std::string reason;
+    const std::optional<bool> answer = nvml::linked_by_nvlink(uuid, peer, &reason);
+    return py::make_tuple(answer, reason);
+  });
   module.def("device_of", [](uintptr_t address) { return device_of(at(address)); });
   module.def("place",
              [](uintptr_t address, int64_t num_bytes, int device) { simt::place(at(address), num_bytes, device); });

@@ -165,8 +165,8 @@ bool reaches(int device, int peer) {
   check_device(peer);
   return device == peer || simt::peers_reach_each_other();
 }
-std::string link_between(int device, int peer) {
-  return device == peer ? "same" : reaches(device, peer) ? "NVLink" : "none";
+Link link_between(int device, int peer) {
+  return {device == peer ? "same" : reaches(device, peer) ? "NVLink" : "none", "emulation"};
 }
 bool shares_device_concurrently(int device) {
   check_device(device);
