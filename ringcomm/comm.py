@@ -91,6 +91,9 @@ class Communicator:
     - stepped: several ranks share a GPU, without MPS. Calls block until they are done.
     - host: GPUs that do not reach each other. Calls go through host memory and block.
 
+    Calls that block raise :class:`~ringcomm.errors.UsageError` on a stream that is being captured, and so do
+    messages; the capture goes on.
+
     Attributes:
         rank: Of this process, 0 to ``world_size - 1``.
         world_size: Number of ranks.

@@ -317,6 +317,7 @@ class _OnDevice:
     def __init__(self, rank: int, job: Job, join: Callable[..., Communicator]) -> None:
         device = job.device_of(rank)
         self._library = _library(device)
+        self._library.keep_busy()  # what it runs is loaded before a kernel of ours waits for a rank
 
         def on_device(name: str, limit: int) -> Communicator:
             limits = [(_core.OPS[row], limit) for row in tuning.DEVICE_OPS]

@@ -4,11 +4,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from ringcomm import Communicator, _core, tuning
+from ringcomm import Communicator, _core, timings, tuning
 from ringcomm.errors import UsageError
 from ringcomm.tuning import Gpus
 from tests.comm.test_tuning import environment, run_command
@@ -223,6 +224,15 @@ def test_the_command_says_that_there_is_nothing_to_choose() -> None:
     assert "there is nothing to tune" in finished.stderr
     assert "mode stepped" in finished.stderr
     assert "Traceback" not in finished.stderr
+
+
+def test_arrays_on_a_gpu_take_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> Any:
+        raise ImportError(f"no {name} here")
+
+    monkeypatch.setattr(timings.importlib, "import_module", absent)
+    with pytest.raises(UsageError, match="install torch with CUDA, or CuPy .*no torch .*no cupy"):
+        timings._library("cuda:0")
 
 
 def test_the_command_says_what_is_missing_for_gpus() -> None:
