@@ -7,7 +7,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -343,49 +342,6 @@ def make_split(comm: Communicator) -> str:
 
 def test_sub_groups_have_gpus_of_their_own(pools: Pools) -> None:
     assert pools("in_kernel").run(4, make_split) == ["simt"] * 4
-
-
-def capture_calls(comm: Communicator, mode: str) -> None:
-    """A graph of calls, launched after others; or an error that leaves capture and communicator as they were."""
-    comm.use_device("simt")
-    inputs = random_inputs("float32", 3000, comm.world_size, 1)
-    x, y, parts = inputs[comm.rank].copy(), inputs[comm.rank].copy(), np.empty((2, 3000), "float32")
-    comm.all_reduce(np.ones(10))
-    comm.synchronize()
-    with runtime.DeviceGuard(comm.rank if mode != "stepped" else 0):
-        runtime.begin_capture(0)
-        if mode == "in_kernel":
-            comm.all_reduce(x)
-            comm.all_reduce(y, codec="int8", async_op=True).wait()
-            comm.all_gather(inputs[comm.rank], parts)
-        else:
-            for call in (comm.all_reduce, partial(comm.all_reduce, codec="int8"), comm.broadcast):
-                for options in ({}, {"async_op": True}):
-                    with pytest.raises(UsageError, match=f"cannot be captured .* mode is {mode} "):
-                        call(x, **options)
-        with pytest.raises(UsageError, match="a message .* cannot be captured"):
-            comm.send(x, 1 - comm.rank)
-        comm.synchronize()
-        graph = runtime.end_capture(0)
-        for seed in range(3):
-            own = random_inputs("float32", 100, comm.world_size, seed)
-            z = own[comm.rank].copy()
-            comm.all_reduce(z)
-            comm.synchronize()
-            assert_same_bits(z, reference.all_reduce(own, "sum"), seed)
-        if mode != "in_kernel":
-            return
-        assert_same_bits(x, inputs[comm.rank], "not launched yet")
-        graph.launch()
-        runtime.synchronize(0)
-    assert_same_bits(x, reference.all_reduce(inputs, "sum"), "all_reduce")
-    assert_same_bits(y, reference.all_reduce(inputs, "sum", "int8", "int8"), "int8")
-    assert_same_bits(parts, np.stack(inputs), "all_gather")
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_calls_are_captured_into_a_graph_or_say_why_not(pools: Pools, mode: str) -> None:
-    pools(mode).run(2, capture_calls, mode)
 
 
 def count_events(comm: Communicator) -> int:

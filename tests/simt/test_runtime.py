@@ -1,9 +1,7 @@
 """base/runtime.h on emulated GPUs: streams, events and shared memory do what they do on a GPU."""
 
-import json
 import os
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +14,6 @@ import pytest
 from ringcomm import _core
 from ringcomm.errors import DeviceError, UsageError
 from tests.simt import emulated
-from tests.simt.build import COMPILER
 from tests.simt.emulator import SCHEDULES
 from tests.worlds import RankFailure, RankProcess, Worlds
 
@@ -162,58 +159,6 @@ def event_recorded_twice() -> None:
 
 def test_who_is_held_back_waits_for_what_was_recorded_until_then(gpus: Worlds) -> None:
     inside(gpus, event_recorded_twice)
-
-
-def capture_and_launch() -> None:
-    """What is captured runs when the graph is launched, on streams that joined as well."""
-    desk = Desk()
-    copy = np.zeros_like(desk.values)
-    first, second = new_stream(), new_stream()
-    fork, join = runtime.Event(0), runtime.Event(0)
-    runtime.begin_capture(first)
-    desk.launch(first)
-    fork.record(first)
-    fork.hold_back(second)
-    assert runtime.is_capturing(second)
-    runtime.copy_async(copy.ctypes.data, desk.values.ctypes.data, copy.nbytes, second)
-    join.record(second)
-    join.hold_back(first)
-    graph = runtime.end_capture(first)
-    assert not runtime.is_capturing(first) and not runtime.is_capturing(second)
-    desk.word[0] = 1
-    seen_by_the_gpu()
-    assert desk.state() == "waits"
-    graph.launch()
-    runtime.synchronize(first)
-    assert desk.state() == "came"
-    assert (copy == 1).all()
-
-
-def test_a_captured_graph_runs_when_it_is_launched(gpus: Worlds) -> None:
-    inside(gpus, capture_and_launch)
-
-
-def spoil(what: str) -> None:
-    stream, other = new_stream(), new_stream()
-    event = runtime.Event(0)
-    event.record(other)
-    runtime.begin_capture(stream)
-    captured = runtime.Event(0)
-    captured.record(stream)
-    calls = {
-        "synchronize": lambda: runtime.synchronize(stream),
-        "wait outside": lambda: event.hold_back(stream),
-        "query": captured.passed,
-    }
-    with pytest.raises(DeviceError, match="a capture does not permit"):
-        calls[what]()
-    with pytest.raises(DeviceError, match="the capture is no good"):
-        runtime.end_capture(stream)
-
-
-@pytest.mark.parametrize("what", ["synchronize", "wait outside", "query"])
-def test_what_a_capture_does_not_permit_spoils_it(gpus: Worlds, what: str) -> None:
-    inside(gpus, spoil, what)
 
 
 def streams_go_on_while_a_kernel_waits() -> None:
@@ -368,78 +313,6 @@ def ask_devices() -> None:
 
 def test_devices_are_those_that_the_environment_names(gpus: Worlds) -> None:
     inside(gpus, ask_devices)
-
-
-@pytest.mark.parametrize(("peers", "link"), [("1", "NVLink"), ("0", "none")])
-def test_info_shows_how_devices_are_linked(peers: str, link: str) -> None:
-    emulated.require()
-    variables = {"RINGCOMM_SIMT_DEVICES": "2", "RINGCOMM_SIMT_PEERS": peers}
-    facts = json.loads(emulated.python("-m", "ringcomm.info", "--json", **variables))["cuda"]
-    assert facts["kernels"].endswith("that ringcomm's own tests emulate")
-    assert facts["devices"] == 2
-    assert [facts[f"links_{device}"].split() for device in range(2)] == [["-", link], [link, "-"]]
-    assert facts["links_known_from"] == "emulation"
-
-
-# A library of which GPUs 1 and 2 are linked by NVLink, and there is a GPU 3 as well; of GPU 4 it fails to tell.
-FAKE_NVML = r"""
-#include <cstdio>
-#include <cstring>
-static int devices[5];
-extern "C" {
-int nvmlInit_v2() { return INIT; }
-int nvmlDeviceGetHandleByUUID(const char* uuid, void** device) {
-  unsigned number = 0;
-  if (sscanf(uuid, "GPU-00000000-0000-0000-0000-0000000000%02x", &number) != 1) return 2;
-  if (strlen(uuid) != 40 || number < 1 || number > 4) return 6;
-  *device = &devices[number];
-  return 0;
-}
-int nvmlDeviceGetP2PStatus(void* device, void* peer, int capability, int* status) {
-  const long one = static_cast<int*>(device) - devices, other = static_cast<int*>(peer) - devices;
-  if (capability != 2) return 2;
-  *status = one + other == 3 ? 0 : 4;
-  return one == 4 || other == 4 ? 15 : 0;
-}
-}
-"""
-ASK_NVML = """
-import json
-from ringcomm import _core
-uuid = lambda number: [0] * 15 + [number]
-pairs = ((1, 2), (2, 1), (1, 3), (1, 4), (9, 1))
-print(json.dumps([_core.simt.linked_by_nvlink(uuid(a), uuid(b)) for a, b in pairs]))
-"""
-
-
-def ask_nvml(folder: Path, *flags: str) -> list[tuple[bool | None, str]]:
-    (folder / "nvml.cpp").write_text(FAKE_NVML)
-    library = folder / "libnvidia-ml.so.1"
-    command = [COMPILER, "-shared", "-fPIC", *flags, str(folder / "nvml.cpp"), "-o", str(library)]
-    subprocess.run(command, check=True)
-    text = emulated.python("-c", ASK_NVML, LD_LIBRARY_PATH=str(folder))
-    return [(answer, reason) for answer, reason in json.loads(text)]
-
-
-def test_nvml_names_links(tmp_path: Path) -> None:
-    emulated.require()
-    found = ask_nvml(tmp_path, "-DINIT=0")
-    assert [answer for answer, _ in found] == [True, True, False, None, None]
-    reasons = [reason for _, reason in found]
-    assert reasons[:3] == [""] * 3
-    assert "nvmlDeviceGetP2PStatus failed with 15" in reasons[3]
-    assert "GPU-00000000-0000-0000-0000-000000000009 failed with 6" in reasons[4]
-
-
-def test_nvml_that_cannot_be_asked_is_a_reason(tmp_path: Path) -> None:
-    emulated.require()
-    failed = ask_nvml(tmp_path, "-DINIT=9")
-    assert failed == [(None, "nvmlInit_v2 failed with 9")] * len(failed)
-    lacking = ask_nvml(tmp_path, "-DINIT=0", "-DnvmlDeviceGetP2PStatus=other")
-    assert {reason for _, reason in lacking} == {"libnvidia-ml.so.1 has no nvmlDeviceGetP2PStatus"}
-    (tmp_path / "libnvidia-ml.so.1").write_text("not a library")
-    text = emulated.python("-c", ASK_NVML, LD_LIBRARY_PATH=str(tmp_path))
-    assert all(answer is None and reason for answer, reason in json.loads(text))
 
 
 def in_a_new_thread(body: Callable[[], None]) -> None:
