@@ -226,6 +226,22 @@ def test_the_command_says_that_there_is_nothing_to_choose() -> None:
     assert "Traceback" not in finished.stderr
 
 
+def test_times_are_the_gpu_s_between_calls_that_are_queued_while_it_is_busy() -> None:
+    said: list[str] = []
+
+    class Recorder:
+        def __getattr__(self, name: str) -> Any:
+            return lambda *_: said.append(name) or 4.0
+
+    place = object.__new__(timings._OnDevice)
+    place._library, place.control, place._comms = Recorder(), Recorder(), (Recorder(), Recorder())
+    seconds = place.time(lambda: said.append("call"))
+    settled, calls = ["synchronize"] * 2, ["call"] * timings._DEVICE_CALLS
+    queued = ["barrier", "keep_busy", "mark", *calls, "mark"]
+    assert said == ["call", *settled, *queued, *settled, "seconds"]
+    assert seconds == 4.0 / len(calls)
+
+
 def test_arrays_on_a_gpu_take_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> Any:
         raise ImportError(f"no {name} here")
