@@ -91,6 +91,9 @@ class Communicator:
     - stepped: several ranks share a GPU, without MPS. Calls block until they are done.
     - host: GPUs that do not reach each other. Calls go through host memory and block.
 
+    Calls that block raise :class:`~ringcomm.errors.UsageError` on a stream that is being captured, and so do
+    messages; the capture goes on.
+
     Attributes:
         rank: Of this process, 0 to ``world_size - 1``.
         world_size: Number of ranks.
@@ -112,6 +115,7 @@ class Communicator:
         first_seq: int = 0,
         num_cores: int | None = None,
         device: str | None = None,
+        device_limits: Limits | None = None,
     ) -> None:
         _core.set_log_sink(_log, env.logger().getEffectiveLevel())
         self.rank = rank
@@ -141,7 +145,7 @@ class Communicator:
             one_shot_limits=endpoints.limits,
         )
         self._collective = self._core.collective
-        self._devices = Devices(self)
+        self._devices = Devices(self, device_limits)
         self._encoded_calls = 0  # the step of stochastic rounding
         # Arrays of asynchronous calls, whatever becomes of the caller's references and Work.
         self._pending: deque[tuple[Any, Sequence[ArrayView]]] = deque()
@@ -1109,6 +1113,7 @@ def connect(
     global_rank: int | None = None,
     limits: Limits | None = None,
     device: str | None = None,
+    device_limits: Limits | None = None,
 ) -> Communicator:
     """Meets the other ranks through ``store`` and makes the communicator; collective.
 
@@ -1117,6 +1122,7 @@ def connect(
         global_rank: Of this process in the job, for the flight recorder; None: ``rank``.
         limits: Of one_shot, rank 0's for all; None: what :mod:`ringcomm.tuning` finds.
         device: Set up for arrays on this GPU now (:func:`ringcomm.device.device_name`); None: when they come.
+        device_limits: As ``limits``, of arrays on GPUs.
         store, rank, world_size, prefix, name, timeout, buffer_bytes, first_seq: as
             :func:`ringcomm.rendezvous.rendezvous`, whose errors it raises.
     """
@@ -1141,6 +1147,7 @@ def connect(
             first_seq=first_seq,
             num_cores=num_cores,
             device=device,
+            device_limits=device_limits,
         )
 
 

@@ -22,7 +22,8 @@ from ringcomm.arrays import ArrayView, view
 from ringcomm.codecs import Codec
 from ringcomm.errors import UsageError
 from ringcomm.meeting import descriptors_among
-from ringcomm.plan import Plan, encoded_wire_bytes
+from ringcomm.plan import Plan, encoded_wire_bytes, largest
+from ringcomm.tuning import Gpus, Limits, device_limits_for, gpus_of
 
 __all__ = ["SIMT", "Devices", "device_name", "index_of"]
 
@@ -34,6 +35,7 @@ _ROW_BYTES = 1024  # what a rank says to the others in one step
 _LENGTH_BYTES = 4
 _SIZE_BYTES = 8
 _KIB = 1024
+_MOST_BYTES = 2**40
 
 
 def device_name(device: Any) -> str | None:
@@ -68,9 +70,12 @@ class Devices:
         name: ``"cuda:<index>"`` or ``"simt"``, once the communicator has been set up for it; else None.
     """
 
-    def __init__(self, comm: Any) -> None:
+    def __init__(self, comm: Any, limits: Limits | None = None) -> None:
+        """``limits``: rank 0's hold for all; None: what :mod:`ringcomm.tuning` finds."""
         self._comm = comm
+        self._limits = limits
         self._group: Any = None
+        self._facts: list[bytes] = []  # of all ranks' GPUs
         self._kept: list[Sequence[ArrayView]] = []  # memory of calls that may be queued
         self._hosts_are_simt = False  # arrays of the host are those of the emulated GPU
         self.name: str | None = None
@@ -177,6 +182,25 @@ class Devices:
         reason = f"on GPUs, {self._group.mode}: {reason}"
         return Plan(op, num_bytes, n, algo, codec.spec, wire_bytes, reason)
 
+    def built_in_limit(self, op: str) -> int:
+        """The largest call, in bytes, that these GPUs run as they run an empty one, if nothing is tuned."""
+
+        def algo(num_bytes: int) -> str:
+            found: str = self._comm._core.choose_device_algo(_core.OPS[op], num_bytes, False, [])[0]
+            return found
+
+        first = algo(0)
+        return largest(lambda num_bytes: algo(num_bytes) == first, _MOST_BYTES)
+
+    def gpus(self) -> Gpus:
+        """What the group's speed depends on."""
+        return gpus_of(_core.device_ordinals(self._facts), self._group.mode)
+
+    @property
+    def reason(self) -> str | None:
+        """Why the mode is what it is."""
+        return None if self._group is None else self._group.reason
+
     @property
     def mode(self) -> str | None:
         """``"in_kernel"``, ``"stepped"`` or ``"host"``, once the communicator has been set up."""
@@ -248,13 +272,13 @@ class Devices:
 
     def _attach(self, name: str) -> None:
         comm, index = self._comm, index_of(name, self._comm.rank)
-        wanted = env.get("RINGCOMM_CUDA_MODE")
-        mode = None if wanted == "auto" else _core.DEVICE_MODES[wanted]
+        chosen = env.get("RINGCOMM_CUDA_MODE")
+        wanted = None if chosen == "auto" else _core.DEVICE_MODES[chosen]
         slab_bytes = env.get("RINGCOMM_CUDA_SLAB_MIB") * _KIB * _KIB
         direct_kib = env.get("RINGCOMM_CUDA_DIRECT_KIB")
         direct_bytes = direct_kib if direct_kib < 0 else direct_kib * _KIB
         facts = _from_all(
-            comm, "device", lambda: _core.device_facts(index, mode, slab_bytes, direct_bytes)
+            comm, "device", lambda: _core.device_facts(index, wanted, slab_bytes, direct_bytes)
         )
         reachable = _from_all(
             comm,
@@ -277,20 +301,37 @@ class Devices:
 
             said = _from_all(comm, "device memory", allocate)
             assert group is not None
+            mode = group.mode
+            limits = json.loads(
+                _from_all(comm, "device tuning", lambda: self._tuned(facts, mode))[0]
+            )
             if group.slab_bytes > 0:
                 handles = [one[1:] for one in said]
                 with _descriptors(
                     comm, fd, [bool(one[0]) for one in said], group.slab_bytes
                 ) as fds:
                     _from_all(comm, "device mapping", lambda: _opened(group, handles, fds))
-        comm._core.attach_device(group)
-        self._group, self.name, self._hosts_are_simt = group, name, name == SIMT
+        comm._core.attach_device(group, limits)
+        self._group, self._facts, self.name = group, facts, name
+        self._hosts_are_simt = name == SIMT
         if env.logger("INIT").isEnabledFor(logging.INFO):
             env.logger("INIT").info(
-                "group '%s': rank %d of %d on %s, %s (%s), %d blocks, %d KiB slab",
+                "group '%s': rank %d of %d on %s, %s (%s), %d blocks, %d KiB slab, %s",
                 *(comm.name, comm.rank, comm.world_size, name, group.mode, group.reason),
                 *(group.num_blocks, group.slab_bytes // _KIB),
+                "limits measured by tune" if limits else "built-in limits",
             )
+
+    def _tuned(self, facts: list[bytes], mode: str) -> bytes:
+        """The measured limits of this group, in JSON; rank 0's hold for all."""
+        limits = self._limits
+        if self._comm.rank != 0 or mode != "in_kernel":  # elsewhere nothing depends on them
+            limits = []
+        elif limits is None:
+            limits = device_limits_for(
+                lambda: gpus_of(_core.device_ordinals(facts), mode), self._comm.world_size
+            )
+        return json.dumps(limits).encode()
 
 
 def _opened(group: Any, handles: list[bytes], fds: list[int]) -> bytes:

@@ -51,8 +51,8 @@ def collect() -> dict[str, dict[str, Any]]:
     """Sections of facts. Nothing in it raises: what cannot be had is said in its place.
 
     Initialises the CUDA driver (no context) when there is one; imports neither torch nor CuPy. The matrix of
-    links says "NVLink" where CUDA says that atomics work between the two devices, "PCIe" where it only says that one
-    reaches the other's memory, and "none" where it does not.
+    links says "none" where one device does not reach the other's memory, and "NVLink" where NVML says so. Where
+    there is no NVML, that is where CUDA says that atomics work between the two; "links known from" tells.
     """
     build = build_info() or {"summary": "missing: ringcomm was not built by its setup.py"}
     return {
@@ -174,18 +174,24 @@ def _cuda(built_for: str) -> dict[str, Any]:
     return facts
 
 
-def _links(count: int, link_between: Callable[[int, int], str]) -> dict[str, str]:
-    """The matrix of links, a row per device."""
+def _links(count: int, link_between: Callable[[int, int], tuple[str, str]]) -> dict[str, str]:
+    """The matrix of links, a row per device, and how it is known."""
+    sources = set()
+
+    def kind(device: int, peer: int) -> str:
+        found, source = link_between(device, peer)
+        sources.add(source)
+        return found
 
     def cell(device: int, peer: int) -> str:
-        return "-" if device == peer else _or_reason(lambda: link_between(device, peer))
+        return "-" if device == peer else _or_reason(lambda: kind(device, peer))
 
     header = "".join(f"{peer:<8}" for peer in range(count))
     rows = {"links": f"to device {header}".rstrip()}
     for device in range(count):
         cells = "".join(f"{cell(device, peer):<8}" for peer in range(count))
         rows[f"links_{device}"] = f"{'':<10}{cells}".rstrip()
-    return rows
+    return rows | {"links_known_from": "; ".join(sorted(sources))}
 
 
 def _cuda_version(number: int) -> str:

@@ -1,13 +1,13 @@
 """What a collective will do, before it does it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ringcomm import _core
 from ringcomm.codecs import Codec
 from ringcomm.errors import UsageError
 
-__all__ = ["Plan", "choose", "encoded_wire_bytes", "one_shot_limit"]
+__all__ = ["Plan", "choose", "encoded_wire_bytes", "largest", "one_shot_limit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,12 @@ def one_shot_limit(
         )
         return plan[0] == "one_shot"
 
-    low, high = -1, 2 * inline_bytes  # fits, does not fit
+    return largest(fits, 2 * inline_bytes)
+
+
+def largest(fits: Callable[[int], bool], below: int) -> int:
+    """The largest number below ``below`` that fits, as all smaller ones do; -1 if none does."""
+    low, high = -1, below  # fits, does not fit
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)

@@ -5,6 +5,11 @@ bytes moved). Where one overtakes the other depends on processors, caches and th
 command starts ranks of its own, times both by turns at every size, and stores the best switch points in
 a file of this user and machine; every communicator made later uses them (``RINGCOMM_TUNING``). Run it
 while the machine does nothing else. ``comm.explain(nbytes)`` says what holds.
+
+``--device cuda`` does so for arrays on GPUs, one per rank (``cuda:1``: all ranks on that one, under MPS):
+up to which size all_reduce runs as one_shot (data and flags in packets), and up to which broadcast is staged
+and not sent around a ring. It takes torch with CUDA, or CuPy. What it finds holds for GPUs of that name and
+links, and that number of ranks.
 """
 
 from __future__ import annotations
@@ -16,32 +21,23 @@ import math
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import numpy as np
-
 from ringcomm import _core, env, tuning
-from ringcomm.comm import Communicator, connect
+from ringcomm.device import SIMT
 from ringcomm.errors import RingcommError, UsageError
 from ringcomm.machine import cpu_model, usable_cores
-from ringcomm.plan import one_shot_limit
 from ringcomm.store import TCPStore
+from ringcomm.timings import DEVICE_SIZES, SIZES, START_S, Job, Timings, measure
+from ringcomm.tuning import Gpus
 
 __all__ = ["Decision", "decide", "main"]
 
 _KIB = 1024
-_SIZES = [round(_KIB * step) for step in (0.25, 1, 2, 3, 4, 6, 8, 12, 16, 24, 31.75)]
-"""Bytes per rank, as limits count them. The last leaves room for the counts of an exchange."""
-
-_CALLS = 8  # of one kind in a row
-_MIN_ROUNDS = 3
 _WORTH = 0.02  # a limit that saves less than this share of the time is not worth another table
-_START_S = 30.0  # for ranks to start and meet
 
 
 # ---- what the numbers mean -----------------------------------------------------------------------
@@ -55,7 +51,7 @@ class Decision:
         row: Of the table, see :data:`ringcomm.tuning.OPS`.
         world_size: Number of ranks.
         built_in: The limit without this measurement, in bytes.
-        limit: The largest call that one_shot should run, in bytes.
+        limit: The largest call that the algorithm of small ones should run, in bytes.
         gain: How much faster calls get on average whose algorithm changes; 1.0 if none does.
     """
 
@@ -73,18 +69,18 @@ def decide(
 
     Args:
         built_in: By world size: the limit without measurements, in bytes.
-        times: By world size and size in bytes: seconds of a call as one_shot, and as the other algorithm.
+        times: By world size and size in bytes: seconds of a call as the algorithm of small ones, and as the other.
     """
     worlds = sorted(times)
     log_ratios = {
-        n: {size: math.log(one_shot / other) for size, (one_shot, other) in times[n].items()}
+        n: {size: math.log(small / other) for size, (small, other) in times[n].items()}
         for n in worlds
     }
     candidates = sorted({0, *built_in.values(), *(size for n in worlds for size in times[n])})
 
     def cost(
         n: int, limit: int
-    ) -> float:  # of one_shot up to the limit against the other one everywhere
+    ) -> float:  # of the one up to the limit against the other one everywhere
         return sum(ratio for size, ratio in log_ratios[n].items() if size <= limit)
 
     # By the limit of the smaller worlds seen so far: the least cost, and the limits.
@@ -128,120 +124,31 @@ def _in_kib(num_bytes: int) -> str:
     return f"{num_bytes / _KIB:.1f} KiB"
 
 
-# ---- one rank ------------------------------------------------------------------------------------
-
-
-def _calls(world_size: int) -> dict[str, Callable[[Communicator, int], Callable[[], Any]]]:
-    """By row: what makes a call of so many bytes, as the limits count them."""
-
-    def array(num_bytes: int) -> Any:
-        return np.zeros(max(1, num_bytes // 4), np.float32)
-
-    def all_reduce(comm: Communicator, size: int) -> Callable[[], Any]:
-        x = array(size)
-        return lambda: comm.all_reduce(x)
-
-    def reduce(comm: Communicator, size: int) -> Callable[[], Any]:
-        x = array(size)
-        return lambda: comm.reduce(x, 0)
-
-    def broadcast(comm: Communicator, size: int) -> Callable[[], Any]:
-        x = array(size)
-        return lambda: comm.broadcast(x, 0)
-
-    def all_gather(comm: Communicator, size: int) -> Callable[[], Any]:
-        x, out = array(size), array(size * world_size)
-        return lambda: comm.all_gather(x, out)
-
-    def reduce_scatter(comm: Communicator, size: int) -> Callable[[], Any]:
-        out = array(size)
-        x = np.zeros((world_size, len(out)), np.float32)
-        return lambda: comm.reduce_scatter(x, out=out)
-
-    def exchange(comm: Communicator, size: int) -> Callable[[], Any]:
-        x = np.zeros((world_size, max(1, size // (4 * (world_size - 1)))), np.float32)
-        out = np.empty_like(x)
-        return lambda: comm.all_to_all(x, out)
-
-    made = (all_reduce, reduce, broadcast, all_gather, reduce_scatter, exchange)
-    return {make.__name__: make for make in made}
-
-
-def _fits(row: str, size: int, world_size: int) -> bool:
-    """Whether one_shot can run the call at all."""
-    return row != "reduce_scatter" or size * world_size <= _core.INLINE_BYTES
-
-
-def _measure(rank: int, world_size: int, port: int, seconds: float, sizes: list[int]) -> Any:
-    """Times every row and size both ways; collective. Returns [row, size, one_shot, other] on rank 0."""
-    store = TCPStore(port=port, is_server=False, timeout=_START_S)
-
-    def join(name: str, limit: int) -> Communicator:
-        limits = [(_core.OPS[op], limit) for ops in tuning.OPS.values() for op in ops]
-        return connect(
-            store,
-            rank,
-            world_size,
-            prefix=name,
-            name=name,
-            timeout=max(_START_S, 4 * seconds),
-            buffer_bytes=512 * _KIB,
-            limits=limits,
-        )
-
-    with join("small", _core.INLINE_BYTES) as small, join("large", 0) as large:
-        cases = [
-            (row, size, (make(small, size), make(large, size)))
-            for row, make in _calls(world_size).items()
-            for size in sizes
-            if _fits(row, size, world_size)
-        ]
-        times: list[tuple[list[float], list[float]]] = [([], []) for _ in cases]
-        goes_on = np.ones(1, np.uint8)
-        end = time.monotonic() + seconds
-        num_rounds = 0
-        while goes_on[0]:
-            for number, (_, _, calls) in enumerate(cases):
-                for way in (0, 1) if num_rounds % 2 else (1, 0):
-                    times[number][way].append(_time(small, calls[way]))
-            num_rounds += 1
-            goes_on[0] = num_rounds < _MIN_ROUNDS or time.monotonic() < end
-            small.broadcast(goes_on, 0)
-        return [
-            (row, size, *(median(way) for way in times[number]))
-            for number, (row, size, _) in enumerate(cases)
-        ]
-
-
-def _time(comm: Communicator, call: Callable[[], Any]) -> float:
-    """Seconds of a call, in a row of them that ends when all ranks are through."""
-    call()
-    comm.barrier()
-    start = time.perf_counter()
-    for _ in range(_CALLS):
-        call()
-    comm.barrier()
-    return (time.perf_counter() - start) / _CALLS
-
-
 # ---- the command ---------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def _ranks(world_size: int, seconds: float, sizes: list[int]) -> Iterator[list[Any]]:
+def _ranks(job: Job) -> Iterator[list[Any]]:
     """Processes that measure; ended, whatever happens."""
     with contextlib.ExitStack() as cleanup:
         store = TCPStore(is_server=True)
         cleanup.callback(store.close)
-        settings = json.dumps([world_size, store.port, seconds, sizes])
+        job.port = store.port
         processes = []
-        for rank in range(world_size):
+        for rank in range(job.world_size):
             process = subprocess.Popen(
-                [sys.executable, "-m", "ringcomm.tune", "--rank", str(rank), settings],
+                [
+                    sys.executable,
+                    "-m",
+                    "ringcomm.tune",
+                    "--rank",
+                    str(rank),
+                    json.dumps(asdict(job)),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
                 stderr=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
-                env={**os.environ, "RANK": str(rank), "WORLD_SIZE": str(world_size)},
+                env={**os.environ, "RANK": str(rank), "WORLD_SIZE": str(job.world_size)},
                 text=True,
             )
             cleanup.callback(process.wait)
@@ -250,52 +157,88 @@ def _ranks(world_size: int, seconds: float, sizes: list[int]) -> Iterator[list[A
         yield processes
 
 
-def measure(world_size: int, seconds: float, sizes: list[int]) -> dict[str, dict[int, Any]]:
+def run(job: Job) -> Timings:
     """Times every operation on ranks of its own.
-
-    Args:
-        seconds: How long the ranks measure; more makes the result steadier.
-
-    Returns:
-        By row and size in bytes: seconds of a call as one_shot, and as the other algorithm.
 
     Raises:
         RingcommError: the ranks failed.
     """
-    with _ranks(world_size, seconds, sizes) as processes:
+    n = job.world_size
+    with _ranks(job) as processes:
         try:
-            text, errors = processes[0].communicate(timeout=2 * _START_S + 4 * seconds)
+            text, errors = processes[0].communicate(timeout=2 * START_S + 4 * job.seconds)
         except subprocess.TimeoutExpired:
-            raise RingcommError(f"{world_size} ranks did not finish measuring") from None
+            raise RingcommError(f"{n} ranks did not finish measuring") from None
         if processes[0].returncode != 0:
-            raise RingcommError(f"measuring with {world_size} ranks failed:\n{errors.strip()}")
-    found: dict[str, dict[int, Any]] = {}
-    for row, size, one_shot, other in json.loads(text):
-        found.setdefault(row, {})[size] = (one_shot, other)
-    return found
+            raise RingcommError(f"measuring with {n} ranks failed: {errors.strip()}")
+    return Timings(**json.loads(text))
 
 
 def tune(
-    world_sizes: list[int], seconds: float, sizes: list[int], say: Callable[[str], None]
-) -> list[Decision]:
-    """Measures every world size, then decides."""
-    built_in: dict[str, dict[int, int]] = {}
-    times: dict[str, dict[int, Any]] = {}
+    world_sizes: list[int],
+    seconds: float,
+    sizes: dict[str, list[int]],
+    say: Callable[[str], None],
+    device: str = "",
+) -> dict[Gpus | None, list[Decision]]:
+    """Measures every world size, then decides; by what the ranks' GPUs are, which None says of the CPU."""
+    found: dict[Gpus | None, dict[str, dict[int, dict[int, tuple[float, float]]]]] = {}
+    built_in: dict[Gpus | None, dict[str, dict[int, int]]] = {}
     for world_size in sorted(set(world_sizes)):
         say(f"measuring {world_size} ranks for {seconds / len(world_sizes):.0f} s")
-        for row, found in measure(world_size, seconds / len(world_sizes), sizes).items():
-            limit = one_shot_limit(tuning.OPS[row][-1], world_size, _core.INLINE_BYTES)
-            if row == "exchange":  # its limit counts what goes to others
-                limit -= limit // world_size
-            built_in.setdefault(row, {})[world_size] = limit
-            times.setdefault(row, {})[world_size] = found
-    return [decision for row in times for decision in decide(row, built_in[row], times[row])]
+        timings = run(Job(world_size, 0, seconds / len(world_sizes), sizes, device))
+        gpus = None if timings.gpus is None else Gpus(*timings.gpus)
+        for row, limit in timings.built_in.items():
+            built_in.setdefault(gpus, {}).setdefault(row, {})[world_size] = limit
+        for row, size, small, other in timings.rows:
+            by_size = found.setdefault(gpus, {}).setdefault(row, {}).setdefault(world_size, {})
+            by_size[size] = (small, other)
+    return {
+        gpus: [one for row in rows for one in decide(row, built_in[gpus][row], rows[row])]
+        for gpus, rows in found.items()
+    }
 
 
-def _default_world_sizes() -> list[int]:
-    """Powers of two that fit on the processors; four ranks are common even on two."""
-    most = max(4, min(usable_cores(), 64))
-    return [2**power for power in range(1, 7) if 2**power <= most]
+def _num_gpus(device: str) -> int:
+    """How many ranks have a GPU of their own; 0: all share one.
+
+    Raises:
+        UsageError: there is no such GPU here.
+    """
+    if device == SIMT and _core.RUNTIME == SIMT:
+        return _core.cuda_probe().count
+    name, _, index = device.partition(":")
+    if name != "cuda" or not (index.isdecimal() or device == "cuda"):
+        raise UsageError(f"--device {device}: expected cuda, or such as cuda:0")
+    if _core.RUNTIME != "cuda":
+        raise UsageError(
+            f"--device {device}: this build has no CUDA, so it runs nothing on GPUs (python -m ringcomm.info says more)"
+        )
+    probe = _core.cuda_probe()
+    if probe.count == 0:
+        raise UsageError(f"--device {device}: there is no GPU here: {probe.reason}")
+    if index:
+        if int(index) >= probe.count:
+            raise UsageError(
+                f"--device {device}: this machine has {probe.count} GPUs, from cuda:0 on"
+            )
+        return 0
+    if probe.count == 1:
+        raise UsageError(
+            "--device cuda: there is one GPU, and every rank gets one of its own; --device cuda:0 measures ranks that "
+            "share it, which takes the MPS daemon"
+        )
+    return probe.count
+
+
+def _default_world_sizes(num_gpus: int | None) -> list[int]:
+    """Powers of two that fit on the processors (four ranks are common even on two), or on the GPUs, and these all."""
+    if num_gpus is None:
+        most = max(4, min(usable_cores(), 64))
+    else:
+        most = min(num_gpus, _core.MAX_DEVICE_RANKS) or 4
+    sizes = {2**power for power in range(1, 7) if 2**power <= most}
+    return sorted(sizes | {most} if num_gpus else sizes)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -305,11 +248,15 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
+        "--device", default="", metavar="cuda[:N]", help="measure arrays on GPUs, not on the CPU"
+    )
+    parser.add_argument(
         "--world-sizes",
         type=lambda text: [int(part) for part in text.split(",")],
         default=None,
         metavar="N,N",
-        help="numbers of ranks to measure (default: powers of two up to the number of cores, at least 2,4)",
+        help="numbers of ranks to measure (default: powers of two up to the number of cores, at least 2,4; or up to "
+        "the number of GPUs)",
     )
     parser.add_argument(
         "--seconds", type=float, default=40.0, help="time to measure, in all (default 40)"
@@ -318,13 +265,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--output", type=Path, default=None, help="file to write (default: the user's cache)"
     )
     parser.add_argument("--dry-run", action="store_true", help="write nothing")
-    parser.add_argument("--sizes", type=json.loads, default=_SIZES, help=argparse.SUPPRESS)
+    parser.add_argument("--sizes", type=json.loads, default=None, help=argparse.SUPPRESS)
     parser.add_argument("--rank", nargs=2, default=None, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.world_sizes is None:
-        options.world_sizes = _default_world_sizes()
-    if not all(2 <= size <= _core.MAX_RANKS for size in options.world_sizes):
-        parser.error(f"--world-sizes: 2 to {_core.MAX_RANKS} each")
+    most = _core.MAX_DEVICE_RANKS if options.device else _core.MAX_RANKS
+    if options.world_sizes and not all(2 <= size <= most for size in options.world_sizes):
+        parser.error(f"--world-sizes: 2 to {most} each")
     if not 0 < options.seconds < 3600:
         parser.error("--seconds must be a positive number")
     return options
@@ -333,41 +279,62 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
     options = _parse(arguments)
-    if options.rank is not None:
-        world_size, port, seconds, sizes = json.loads(options.rank[1])
-        rows = _measure(int(options.rank[0]), world_size, port, seconds, sizes)
-        if options.rank[0] == "0":
-            print(json.dumps(rows))
-        return 0
     try:
-        path = None if options.dry_run else _output(options.output)
-        print(f"{cpu_model()}, {usable_cores()} cores, {_core.simd_level()} kernels", flush=True)
-        decisions = tune(
-            options.world_sizes,
-            options.seconds,
-            options.sizes,
-            lambda line: print(line, flush=True),
-        )
-        print(report(decisions))
-        if path is None:
-            return 0
-        table: dict[str, dict[int, int]] = {}
-        for decision in decisions:
-            table.setdefault(decision.row, {})[decision.world_size] = decision.limit
-        tuning.save(path, table)
+        if options.rank is not None:
+            return _measure_as(*options.rank)
+        return _tune(options)
     except RingcommError as error:
         print(f"ringcomm.tune: {error}", file=sys.stderr)
         return 1
-    print(f"written to {path}; communicators made from now on use it (RINGCOMM_TUNING=off: not)")
+
+
+def _measure_as(rank: str, job: str) -> int:
+    timings = measure(int(rank), Job(**json.loads(job)))
+    if rank == "0":
+        print(json.dumps(asdict(timings)))
     return 0
 
 
-def _output(given: Path | None) -> Path:
+def _tune(options: argparse.Namespace) -> int:
+    device = options.device
+    num_gpus = _num_gpus(device) if device else None
+    world_sizes = options.world_sizes or _default_world_sizes(num_gpus)
+    if num_gpus and max(world_sizes) > num_gpus and device != SIMT:
+        raise UsageError(f"--world-sizes: at most {num_gpus}, one rank for every GPU")
+    rows = DEVICE_SIZES if device else dict.fromkeys(tuning.OPS, SIZES)
+    sizes = rows if options.sizes is None else dict.fromkeys(rows, options.sizes)
+    path = None if options.dry_run else _output(options.output, bool(device))
+    if not device:
+        print(f"{cpu_model()}, {usable_cores()} cores, {_core.simd_level()} kernels", flush=True)
+    found = tune(world_sizes, options.seconds, sizes, lambda line: print(line, flush=True), device)
+    for gpus, decisions in found.items():
+        if gpus is not None:
+            print(
+                f"{gpus.gpu}, linked by {gpus.link}" if gpus.link != "same" else f"one {gpus.gpu}"
+            )
+        print(report(decisions))
+        if path is None:
+            continue
+        table: tuning.Table = {}
+        for decision in decisions:
+            table.setdefault(decision.row, {})[decision.world_size] = decision.limit
+        if gpus is None:
+            tuning.save(path, table)
+        else:
+            tuning.save(path, gpus={gpus: table})
+    if path is not None:
+        print(
+            f"written to {path}; communicators made from now on use it (RINGCOMM_TUNING=off: not)"
+        )
+    return 0
+
+
+def _output(given: Path | None, gpus: bool) -> Path:
     if given is not None:
         return given
     chosen = env.get("RINGCOMM_TUNING")
     if chosen is None:
-        return tuning.default_path()
+        return tuning.default_path(gpus=gpus)
     if chosen.lower() == "off":
         raise UsageError(
             "RINGCOMM_TUNING=off: nothing would read the table; unset it or use --output"

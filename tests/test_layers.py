@@ -47,7 +47,7 @@ PYTHON_LAYERS: list[set[str]] = [
     {"adapter", "ddp", "nodes", "cupyx", "parallel"},
     {"backend"},
     {"train"},
-    {"__init__", "demo", "info", "tune"},
+    {"__init__", "demo", "info", "timings", "tune"},
 ]
 
 

@@ -237,15 +237,22 @@ std::shared_ptr<DeviceGroup> make_device_group(int rank, int world_size, int dev
   const runtime::DeviceGuard guard(device);
   if (devices->has_slab()) {
     cuda::load_kernels();
-    const Stream stream = devices->branch(nullptr);
-    cuda::launch_format(devices->view({}), stream);
-    runtime::synchronize(stream);
+    cuda::launch_format(devices->view({}), devices->own_stream());
+    runtime::synchronize(devices->own_stream());
   }
   return devices;
 }
 
 void check_on_device(const Collective& call, const DeviceGroup& devices, int world_size) {
-  if (world_size == 1 || devices.mode() == DeviceMode::host) return;
+  if (world_size == 1) return;
+  if (!devices.queues()) {
+    const runtime::DeviceGuard guard(devices.device());
+    RC_CHECK(!runtime::is_capturing(call.stream), op_name(call.op),
+             " cannot be captured into a CUDA graph: this group's mode is ", device_mode_name(devices.mode()), " (",
+             devices.reason(),
+             "), in which the host waits between the steps of a call; call it outside of the capture");
+  }
+  if (devices.mode() == DeviceMode::host) return;
   cuda::check_collective(device_call_of(call, devices, world_size), devices.layout());
 }
 

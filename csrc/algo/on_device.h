@@ -12,7 +12,8 @@ namespace ringcomm {
 // A group of which every kernel is loaded and the own slab is ready for peers.
 std::shared_ptr<DeviceGroup> make_device_group(int rank, int world_size, int device, const DeviceSetup& setup);
 
-// Throws UsageError unless the call can run on the group's GPUs. Sends nothing.
+// Throws UsageError unless the call can run on the group's GPUs: a stream that is being captured is for calls that
+// queue. Sends nothing.
 void check_on_device(const Collective& call, const DeviceGroup& devices, int world_size);
 
 // Runs a call that has begun, on every rank; returns the bytes that this rank hands to its peers. In-kernel mode

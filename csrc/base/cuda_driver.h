@@ -12,6 +12,10 @@ struct CudaDriver {
   decltype(&::cuDeviceGetAttribute) device_get_attribute = nullptr;
   decltype(&::cuDeviceGetUuid) device_get_uuid = nullptr;
   decltype(&::cuDevicePrimaryCtxGetState) primary_context_state = nullptr;
+  decltype(&::cuDevicePrimaryCtxRetain) retain_primary_context = nullptr;
+  decltype(&::cuCtxGetCurrent) current_context = nullptr;
+  decltype(&::cuCtxPushCurrent) push_context = nullptr;
+  decltype(&::cuCtxPopCurrent) pop_context = nullptr;
   decltype(&::cuPointerGetAttributes) pointer_attributes = nullptr;
   decltype(&::cuMemGetAllocationGranularity) allocation_granularity = nullptr;
   decltype(&::cuMemCreate) create = nullptr;
@@ -49,6 +53,10 @@ inline const CudaDriver& cuda_driver() {
     find("cuDeviceGetAttribute", found.device_get_attribute);
     find("cuDeviceGetUuid", found.device_get_uuid);
     find("cuDevicePrimaryCtxGetState", found.primary_context_state);
+    find("cuDevicePrimaryCtxRetain", found.retain_primary_context);
+    find("cuCtxGetCurrent", found.current_context);
+    find("cuCtxPushCurrent", found.push_context);
+    find("cuCtxPopCurrent", found.pop_context);
     find("cuPointerGetAttributes", found.pointer_attributes);
     find("cuMemGetAllocationGranularity", found.allocation_granularity);
     find("cuMemCreate", found.create);

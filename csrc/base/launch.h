@@ -17,6 +17,7 @@
 #include <cuda_runtime.h>
 
 #include "base/cuda_check.h"
+#include "base/cuda_scope.h"
 #endif
 
 // Declares `name`, a T* to the dynamic shared memory of the launch, 16-byte aligned.
@@ -61,6 +62,7 @@ void load_kernel(const char* name, void (*kernel)(Params...)) {
   static_cast<void>(name);
   static_cast<void>(kernel);
 #else
+  const RelaxedCapture relaxed;
   cudaFuncAttributes attributes;
   RC_CUDA(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)), "kernel ", name,
           " cannot be loaded (is ringcomm built for this GPU?)");

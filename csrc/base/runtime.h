@@ -13,6 +13,7 @@
 #include <memory>
 #include <string>
 
+#include "base/process.h"
 #include "base/stream.h"
 
 namespace ringcomm::runtime {
@@ -24,7 +25,8 @@ bool available(std::string* reason = nullptr);
 int device_count();
 int current_device();
 
-// Makes a device current for a scope; afterwards the one before, unless this process had not used it.
+// Makes a device current for a scope; afterwards all is as before. Uses no other device: a context that a process has
+// on a GPU takes hundreds of MiB of it.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device);
@@ -32,7 +34,7 @@ class DeviceGuard {
   DeviceGuard(const DeviceGuard&) = delete;
 
  private:
-  int previous_;
+  bool changed_ = false;
 };
 
 // What identifies a GPU among all processes of a host.
@@ -40,10 +42,14 @@ using DeviceUuid = std::array<uint8_t, 16>;
 DeviceUuid device_uuid(int device);
 // Threads of kernels that a device can run at once, for what may wait for each other: multiprocessors.
 int num_multiprocessors(int device);
-// Whether kernels on `device` can reach memory of `peer` (true if they are the same); also enables it.
-bool enable_peer_access(int device, int peer);
-// For people: "same", "NVLink" (peer access with atomics), "PCIe" (without), "none".
-std::string link_between(int device, int peer);
+// Whether kernels on `device` can reach memory of `peer` (true if they are the same). Uses neither.
+bool reaches(int device, int peer);
+// For people.
+struct Link {
+  std::string kind;    // "same", "NVLink", "PCIe" (any other peer access), or "none"
+  std::string source;  // how that is known: "NVML", "CUDA", or why it is a guess
+};
+Link link_between(int device, int peer);
 // Whether processes that share this GPU run kernels at the same time (the MPS daemon is there).
 bool shares_device_concurrently(int device);
 
@@ -63,11 +69,12 @@ struct MemoryHandle {
   // local: by its own process and device only. none: by its own process, and devices that reach it
   enum class Kind : uint32_t { none = 0, descriptor = 1, legacy = 2, local = 3 };
   Kind kind;
-  int32_t pid;        // of the owner: its threads use `address`
+  int32_t pid;        // of the owner, for messages
   uint64_t address;   // in the owner
   int64_t num_bytes;  // as allocated
   int32_t device;     // in the owner
   DeviceUuid uuid;
+  ProcessToken owner;  // whose threads use `address`
   uint8_t legacy[64];  // cudaIpcMemHandle_t
 };
 
@@ -114,7 +121,7 @@ class DeviceMemory {
   int device_ = 0;
 };
 
-// Host memory that kernels of any device can reach, zeroed.
+// Host memory that kernels of any device can reach, zeroed. Made through the current device.
 class PinnedMemory {
  public:
   PinnedMemory() = default;
@@ -128,6 +135,7 @@ class PinnedMemory {
  private:
   uint8_t* host_ = nullptr;
   uint8_t* device_ = nullptr;
+  int owner_ = 0;  // the device that was current
 };
 
 // A stream of its own, of high priority, that does not wait for the default stream.
@@ -145,7 +153,7 @@ class OwnStream {
   int device_ = 0;
 };
 
-// Marks a point of a stream. No timing.
+// Marks a point of a stream of its device. No timing.
 class Event {
  public:
   Event() = default;
@@ -161,6 +169,7 @@ class Event {
 
  private:
   void* event_ = nullptr;
+  int device_ = 0;
 };
 
 void copy_async(void* to, const void* from, int64_t num_bytes, Stream stream);

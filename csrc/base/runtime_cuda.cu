@@ -1,9 +1,13 @@
 #include <array>
 #include <cstring>
+#include <map>
+#include <mutex>
 #include <utility>
 
 #include "base/cuda_driver.h"
+#include "base/cuda_scope.h"
 #include "base/device.h"
+#include "base/nvml.h"
 #include "base/runtime.h"
 
 namespace ringcomm::runtime {
@@ -14,6 +18,20 @@ bool has_context(int device) {
   unsigned flags = 0;
   int active = 0;
   return cuda_driver().primary_context_state(device, &flags, &active) == CUDA_SUCCESS && active != 0;
+}
+
+// What the runtime works in on a device: the primary context, kept for ever, as the runtime keeps it. Whoever has it
+// current need not ask whether cudaDeviceReset() has emptied it: the runtime fills it again.
+CUcontext primary_context(int device, CUcontext current) {
+  static std::mutex& mutex = *new std::mutex;
+  static auto& kept = *new std::map<int, CUcontext>;
+  const std::lock_guard<std::mutex> lock(mutex);
+  CUcontext& context = kept[device];
+  if (context == nullptr || (context != current && !has_context(device))) {
+    RC_CUDA(cuda_driver().retain_primary_context(&context, device), "making CUDA device ", device, " of ",
+            device_count(), " current failed");
+  }
+  return context;
 }
 
 int attribute_of_pair(cudaDeviceP2PAttr attribute, int device, int peer) {
@@ -46,15 +64,20 @@ int current_device() {
   return device;
 }
 
-// A device on which the process has nothing is not made current again: from CUDA 12 on that alone would create a
-// context there, some hundred MiB, which all ranks of a host would have on device 0.
-DeviceGuard::DeviceGuard(int device) : previous_(-1) {
-  const int before = current_device();
-  if (before != device && has_context(before)) previous_ = before;
-  RC_CUDA(cudaSetDevice(device), "making CUDA device ", device, " of ", device_count(), " current failed");
+// Not with cudaSetDevice(), the way back of which, from CUDA 12 on, creates a context on the device before: all ranks
+// of a host would have one on device 0. The runtime works in whatever context is current, and going back to none at all
+// leaves it the device that it had chosen itself.
+DeviceGuard::DeviceGuard(int device) {
+  CUcontext now = nullptr;
+  RC_CUDA(cuda_driver().current_context(&now), "asking for the current CUDA context failed");
+  const CUcontext wanted = primary_context(device, now);
+  if (now == wanted) return;
+  RC_CUDA(cuda_driver().push_context(wanted), "making CUDA device ", device, " of ", device_count(), " current failed");
+  changed_ = true;
 }
 DeviceGuard::~DeviceGuard() {
-  if (previous_ >= 0 && cudaSetDevice(previous_) != cudaSuccess) cudaGetLastError();
+  CUcontext popped = nullptr;
+  if (changed_) cuda_driver().pop_context(&popped);
 }
 
 DeviceUuid device_uuid(int device) {
@@ -73,32 +96,29 @@ int num_multiprocessors(int device) {
   return count;
 }
 
-bool enable_peer_access(int device, int peer) {
+bool reaches(int device, int peer) {
   if (device == peer) return true;
   int can = 0;
   RC_CUDA(cudaDeviceCanAccessPeer(&can, device, peer), "asking whether CUDA device ", device, " reaches device ", peer,
           " failed");
-  if (can == 0) return false;
-  const DeviceGuard guard(device);
-  const cudaError_t status = cudaDeviceEnablePeerAccess(peer, 0);
-  if (status == cudaErrorPeerAccessAlreadyEnabled) {
-    cudaGetLastError();
-  } else {
-    RC_CUDA(status, "letting CUDA device ", device, " reach device ", peer, " failed");
-  }
-  return true;
+  return can != 0;
 }
 
 // CUDA names no links. It says whether atomics of the one device work in memory of the other, which they do over NVLink
 // and do not over PCIe.
-std::string link_between(int device, int peer) {
+Link link_between(int device, int peer) {
   const int count = device_count();
   if (device < 0 || device >= count || peer < 0 || peer >= count) {
     RC_FAIL(device, "there are no devices ", device, " and ", peer, ": this process sees ", count, " CUDA devices");
   }
-  if (device == peer) return "same";
-  if (attribute_of_pair(cudaDevP2PAttrAccessSupported, device, peer) == 0) return "none";
-  return attribute_of_pair(cudaDevP2PAttrNativeAtomicSupported, device, peer) != 0 ? "NVLink" : "PCIe";
+  if (device == peer) return {"same", "CUDA"};
+  if (attribute_of_pair(cudaDevP2PAttrAccessSupported, device, peer) == 0) return {"none", "CUDA"};
+  std::string reason;
+  if (const auto nvlink = nvml::linked_by_nvlink(device_uuid(device), device_uuid(peer), &reason)) {
+    return {*nvlink ? "NVLink" : "PCIe", "NVML"};
+  }
+  const bool has_atomics = attribute_of_pair(cudaDevP2PAttrNativeAtomicSupported, device, peer) != 0;
+  return {has_atomics ? "NVLink" : "PCIe", concat("a guess, by whether atomics work between the two: ", reason)};
 }
 
 bool shares_device_concurrently(int device) {
@@ -108,27 +128,38 @@ bool shares_device_concurrently(int device) {
   return false;
 }
 
+// The driver's question, because the runtime's needs a context, and makes one on device 0 in a thread that has none.
 int device_of(const void* address) {
-  cudaPointerAttributes attributes;
-  if (cudaPointerGetAttributes(&attributes, address) != cudaSuccess) {
-    cudaGetLastError();
-    return -1;
-  }
-  switch (attributes.type) {
-    case cudaMemoryTypeDevice:
-    case cudaMemoryTypeManaged:
-      return attributes.device;
-    case cudaMemoryTypeUnregistered:
-    case cudaMemoryTypeHost:
-      break;
-  }
-  return -1;
+  if (device_count() == 0) return -1;
+  unsigned type = 0;  // stays so for memory that CUDA does not know
+  unsigned is_managed = 0;
+  int device = -1;
+  CUpointer_attribute wanted[] = {CU_POINTER_ATTRIBUTE_MEMORY_TYPE, CU_POINTER_ATTRIBUTE_IS_MANAGED,
+                                  CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL};
+  void* found[] = {&type, &is_managed, &device};
+  const CUresult status = cuda_driver().pointer_attributes(3, wanted, found, reinterpret_cast<CUdeviceptr>(address));
+  if (status != CUDA_SUCCESS) return -1;
+  return type == CU_MEMORYTYPE_DEVICE || is_managed != 0 ? device : -1;
 }
 
 // ---- DeviceMemory, PinnedMemory
 
+namespace {
+
+// In a destructor, in whatever thread.
+template <typename Call, typename Handle>
+void undo(int device, Call call, Handle handle) {
+  try {
+    const HostCall scope(device);
+    if (call(handle) != cudaSuccess) cudaGetLastError();
+  } catch (const Error&) {  // the device is lost, and what it had with it
+  }
+}
+
+}  // namespace
+
 DeviceMemory::DeviceMemory(int device, int64_t num_bytes) : num_bytes_(num_bytes), device_(device) {
-  const DeviceGuard guard(device);
+  const HostCall call(device);
   void* memory = nullptr;
   RC_CUDA(cudaMalloc(&memory, static_cast<size_t>(num_bytes)), "allocating ", num_bytes, " bytes on CUDA device ",
           device, " failed");
@@ -142,10 +173,11 @@ DeviceMemory& DeviceMemory::operator=(DeviceMemory&& other) noexcept {
   return *this;
 }
 DeviceMemory::~DeviceMemory() {
-  if (data_ != nullptr && cudaFree(data_) != cudaSuccess) cudaGetLastError();
+  if (data_ != nullptr) undo(device_, cudaFree, data_);
 }
 
-PinnedMemory::PinnedMemory(int64_t num_bytes) {
+PinnedMemory::PinnedMemory(int64_t num_bytes) : owner_(current_device()) {
+  const HostCall call(owner_);
   void* memory = nullptr;
   RC_CUDA(cudaHostAlloc(&memory, static_cast<size_t>(num_bytes), cudaHostAllocPortable | cudaHostAllocMapped),
           "allocating ", num_bytes, " bytes of host memory for GPUs failed");
@@ -160,16 +192,17 @@ PinnedMemory::PinnedMemory(PinnedMemory&& other) noexcept { *this = std::move(ot
 PinnedMemory& PinnedMemory::operator=(PinnedMemory&& other) noexcept {
   std::swap(host_, other.host_);
   std::swap(device_, other.device_);
+  std::swap(owner_, other.owner_);
   return *this;
 }
 PinnedMemory::~PinnedMemory() {
-  if (host_ != nullptr && cudaFreeHost(host_) != cudaSuccess) cudaGetLastError();
+  if (host_ != nullptr) undo(owner_, cudaFreeHost, host_);
 }
 
 // ---- Streams and events
 
 OwnStream::OwnStream(int device) : device_(device) {
-  const DeviceGuard guard(device);
+  const HostCall call(device);
   int least = 0;
   int greatest = 0;
   RC_CUDA(cudaDeviceGetStreamPriorityRange(&least, &greatest), "asking for stream priorities failed");
@@ -183,11 +216,11 @@ OwnStream& OwnStream::operator=(OwnStream&& other) noexcept {
   return *this;
 }
 OwnStream::~OwnStream() {
-  if (stream_ != nullptr && cudaStreamDestroy(stream_) != cudaSuccess) cudaGetLastError();
+  if (stream_ != nullptr) undo(device_, cudaStreamDestroy, stream_);
 }
 
-Event::Event(int device) {
-  const DeviceGuard guard(device);
+Event::Event(int device) : device_(device) {
+  const HostCall call(device);
   cudaEvent_t event = nullptr;
   RC_CUDA(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "creating an event on CUDA device ", device,
           " failed");
@@ -196,16 +229,19 @@ Event::Event(int device) {
 Event::Event(Event&& other) noexcept { *this = std::move(other); }
 Event& Event::operator=(Event&& other) noexcept {
   std::swap(event_, other.event_);
+  std::swap(device_, other.device_);
   return *this;
 }
 Event::~Event() {
-  if (event_ != nullptr && cudaEventDestroy(static_cast<cudaEvent_t>(event_)) != cudaSuccess) cudaGetLastError();
+  if (event_ != nullptr) undo(device_, cudaEventDestroy, static_cast<cudaEvent_t>(event_));
 }
 void Event::record(Stream stream) {
+  const DeviceGuard guard(device_);
   RC_CUDA(cudaEventRecord(static_cast<cudaEvent_t>(event_), stream), "recording a CUDA event failed");
 }
 bool Event::passed() const {
   if (event_ == nullptr) return true;
+  const HostCall call(device_);
   const cudaError_t status = cudaEventQuery(static_cast<cudaEvent_t>(event_));
   if (status == cudaErrorNotReady) {
     cudaGetLastError();
@@ -216,6 +252,7 @@ bool Event::passed() const {
 }
 void Event::hold_back(Stream stream) const {
   if (event_ == nullptr) return;
+  const DeviceGuard guard(device_);
   RC_CUDA(cudaStreamWaitEvent(stream, static_cast<cudaEvent_t>(event_), 0), "holding back a CUDA stream failed");
 }
 
@@ -229,7 +266,10 @@ void fill_async(void* to, int value, int64_t num_bytes, Stream stream) {
   RC_CUDA(cudaMemsetAsync(to, value, static_cast<size_t>(num_bytes), stream), "filling ", num_bytes,
           " bytes of GPU memory failed");
 }
-void synchronize(Stream stream) { RC_CUDA(cudaStreamSynchronize(stream), "work on a CUDA stream failed"); }
+void synchronize(Stream stream) {
+  const RelaxedCapture relaxed;
+  RC_CUDA(cudaStreamSynchronize(stream), "work on a CUDA stream failed");
+}
 
 bool is_capturing(Stream stream) {
   cudaStreamCaptureStatus found = cudaStreamCaptureStatusNone;

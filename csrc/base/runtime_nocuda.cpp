@@ -23,13 +23,13 @@ bool available(std::string* reason) {
 int device_count() { return 0; }
 int current_device() { refuse("asking for the current CUDA device"); }
 
-DeviceGuard::DeviceGuard(int) : previous_(-1) { refuse("choosing a CUDA device"); }
+DeviceGuard::DeviceGuard(int) { refuse("choosing a CUDA device"); }
 DeviceGuard::~DeviceGuard() = default;
 
 DeviceUuid device_uuid(int) { refuse("asking for a CUDA device's UUID"); }
 int num_multiprocessors(int) { refuse("asking for a CUDA device's multiprocessors"); }
-bool enable_peer_access(int, int) { refuse("enabling access to a peer's GPU"); }
-std::string link_between(int, int) { refuse("asking how two GPUs are linked"); }
+bool reaches(int, int) { refuse("asking whether a GPU reaches a peer's"); }
+Link link_between(int, int) { refuse("asking how two GPUs are linked"); }
 bool shares_device_concurrently(int) { refuse("asking how processes share a GPU"); }
 
 int device_of(const void*) { return -1; }

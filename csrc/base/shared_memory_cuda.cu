@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/cuda_driver.h"
+#include "base/cuda_scope.h"
 #include "base/log.h"
 #include "base/runtime.h"
 
@@ -33,6 +34,17 @@ int ordinal_of(const DeviceUuid& uuid) {
     if (device_uuid(device) == uuid) return device;
   }
   return -1;
+}
+
+// Kernels of `device` reach all that cudaMalloc gives on `peer` from now on. Uses both.
+void enable_peer_access(int device, int peer) {
+  if (device == peer) return;
+  const cudaError_t status = cudaDeviceEnablePeerAccess(peer, 0);
+  if (status == cudaErrorPeerAccessAlreadyEnabled) {
+    cudaGetLastError();
+  } else {
+    RC_CUDA(status, "letting CUDA device ", device, " reach device ", peer, " failed");
+  }
 }
 
 // Kernels of `device` reach the mapped range from now on.
@@ -129,10 +141,11 @@ Allocation allocation_of(const void* address) {
 }
 
 MemoryHandle handle_of(int device, const Allocation& allocation) {
-  const DeviceGuard guard(device);
+  const HostCall call(device);
   MemoryHandle handle{};
   handle.kind = MemoryHandle::Kind::local;
   handle.pid = getpid();
+  handle.owner = process_token();
   handle.address = allocation.address;
   handle.num_bytes = allocation.num_bytes;
   handle.device = device;
@@ -157,11 +170,17 @@ struct SharedMemory::State {
   void* opened = nullptr;     // by cudaIpcOpenMemHandle
 
   // Waits for the device, as freeing memory does anyway: a kernel that still uses what is unmapped ends the context.
+  // Nobody can wait for a device of which a stream is being captured; then the memory stays.
   ~State() {
     if (range.empty() && allocated == nullptr && opened == nullptr) return;
     try {
-      const DeviceGuard guard(device);
-      cudaDeviceSynchronize();
+      const HostCall call(device);
+      if (cudaDeviceSynchronize() == cudaErrorStreamCaptureUnsupported) {
+        *new VirtualRange = std::move(range);
+        log(LogLevel::warning, "INIT", "GPU memory that was shared is not freed: a CUDA graph is being captured");
+        cudaGetLastError();
+        return;
+      }
       if (opened != nullptr) cudaIpcCloseMemHandle(opened);
       if (allocated != nullptr) cudaFree(allocated);
       range = VirtualRange();
@@ -242,7 +261,7 @@ SharedMemory& SharedMemory::operator=(SharedMemory&&) noexcept = default;
 SharedMemory::~SharedMemory() = default;
 
 SharedMemory SharedMemory::allocate(int device, int64_t num_bytes) {
-  const DeviceGuard guard(device);
+  const HostCall call(device);
   SharedMemory memory;
   memory.state_ = std::make_unique<State>();
   State& state = *memory.state_;
@@ -253,6 +272,7 @@ SharedMemory SharedMemory::allocate(int device, int64_t num_bytes) {
     state.create_legacy(num_bytes, error.what());
   }
   state.handle.pid = getpid();
+  state.handle.owner = process_token();
   state.handle.address = reinterpret_cast<uint64_t>(state.data);
   state.handle.device = device;
   state.handle.uuid = device_uuid(device);
@@ -268,24 +288,26 @@ SharedMemory SharedMemory::open(int device, const MemoryHandle& handle, int fd) 
     RC_FAIL(device, "memory of process ", handle.pid, " lies on a GPU (its device ", handle.device,
             ") that this process does not see: give all ranks of a host the same CUDA_VISIBLE_DEVICES");
   }
-  if (!enable_peer_access(device, owner)) {
+  if (!reaches(device, owner)) {
     RC_FAIL(device, "device ", device, " cannot reach memory of device ", owner, ", which process ", handle.pid,
             " shares");
   }
-  const DeviceGuard guard(device);
+  const HostCall call(device);
   SharedMemory memory;
   memory.state_ = std::make_unique<State>();
   State& state = *memory.state_;
   state.handle = handle;
   state.device = device;
-  if (handle.kind == MemoryHandle::Kind::local && (handle.pid != getpid() || owner != device)) {
+  if (handle.kind == MemoryHandle::Kind::local && (handle.owner != process_token() || owner != device)) {
     RC_FAIL(device, "GPU memory of process ", handle.pid,
             " is used by its own process and GPU only: its allocator gives no cudaIpcGetMemHandle");
   }
-  if (handle.pid == getpid()) {
+  if (handle.owner == process_token()) {
     state.data = reinterpret_cast<uint8_t*>(handle.address);
     if (handle.kind == MemoryHandle::Kind::descriptor) {
       allow_access(static_cast<CUdeviceptr>(handle.address), static_cast<size_t>(handle.num_bytes), device);
+    } else {
+      enable_peer_access(device, owner);
     }
     return memory;
   }

@@ -65,10 +65,10 @@ CodecOptions make_codec(int up, int down, bool stochastic, uint64_t seed, uint64
 }
 
 // By operation id, in bytes.
-using Limits = std::vector<std::pair<int, int64_t>>;
+using GivenLimits = std::vector<std::pair<int, int64_t>>;  // by operation id
 
-Communicator::OneShotLimits make_limits(const Limits& given) {
-  Communicator::OneShotLimits limits;
+Limits make_limits(const GivenLimits& given) {
+  Limits limits;
   for (const auto& [op, limit] : given) limits.emplace_back(checked<OpKind>(op, kNumOps, "operation id"), limit);
   return limits;
 }
@@ -211,7 +211,7 @@ void bind_comm(py::module_& module) {
   module.def(
       "choose_algo",
       [](int op, int64_t num_bytes, int world_size, bool has_codec, bool symmetric, int64_t inline_bytes,
-         const Limits& limits) {
+         const GivenLimits& limits) {
         const OpKind kind = checked<OpKind>(op, kNumOps, "operation id");
         const Tuning tuning(make_limits(limits), inline_bytes);
         const Choice choice = choose_algo(tuning, kind, num_bytes, world_size, has_codec, symmetric, inline_bytes);
@@ -219,7 +219,7 @@ void bind_comm(py::module_& module) {
                               exact_wire_bytes(kind, choice.algo, num_bytes, world_size));
       },
       py::arg("op"), py::arg("num_bytes"), py::arg("world_size"), py::arg("has_codec"), py::arg("symmetric"),
-      py::arg("inline_bytes"), py::arg("one_shot_limits") = Limits());
+      py::arg("inline_bytes"), py::arg("one_shot_limits") = GivenLimits());
 
   py::class_<Work, std::shared_ptr<Work>>(module, "Work")
       .def("done", &Work::done)
@@ -247,7 +247,7 @@ void bind_comm(py::module_& module) {
       .def(py::init([](int rank, int world_size, std::string name, double timeout_s, int64_t buffer_bytes,
                        int num_cores, int control_fd, std::vector<int> staging_fds, std::vector<int> pidfds,
                        std::vector<int> pids, uint32_t first_seq, int64_t recorder_calls, std::string recorder_file,
-                       std::vector<int> global_ranks, const Limits& limits) {
+                       std::vector<int> global_ranks, const GivenLimits& limits) {
              RC_CHECK(recorder_calls >= 0, "recorder_calls must not be negative, got ", recorder_calls);
              RC_CHECK(global_ranks.empty() || global_ranks.size() == pids.size(), "need one global rank per rank");
              if (global_ranks.empty()) {
@@ -277,7 +277,7 @@ void bind_comm(py::module_& module) {
            py::arg("buffer_bytes"), py::arg("num_cores"), py::arg("control_fd"), py::arg("staging_fds"),
            py::arg("pidfds"), py::arg("pids"), py::arg("first_seq") = 0, py::arg("recorder_calls") = 256,
            py::arg("recorder_file") = "", py::arg("global_ranks") = std::vector<int>(),
-           py::arg("one_shot_limits") = Limits())
+           py::arg("one_shot_limits") = GivenLimits())
       .def_property_readonly("rank", &Communicator::rank)
       .def_property_readonly("world_size", &Communicator::world_size)
       .def_property_readonly("inline_bytes", &Communicator::inline_bytes)
@@ -360,19 +360,26 @@ void bind_comm(py::module_& module) {
             return ranges;
           },
           py::arg("num_elems"), py::arg("on_device") = false)
-      .def("attach_device", &Communicator::attach_device, py::arg("group"))
+      .def(
+          "attach_device",
+          [](Communicator& comm, std::shared_ptr<DeviceGroup> group, const GivenLimits& limits) {
+            comm.attach_device(std::move(group), Tuning::of_devices(make_limits(limits)));
+          },
+          py::arg("group"), py::arg("limits") = GivenLimits())
       .def(
           "choose_device_algo",
-          [](const Communicator& comm, int op, int64_t num_bytes, bool has_codec) {
+          [](const Communicator& comm, int op, int64_t num_bytes, bool has_codec,
+             const std::optional<GivenLimits>& limits) {
             const OpKind kind = checked<OpKind>(op, kNumOps, "operation id");
             const std::shared_ptr<DeviceGroup> devices = comm.devices();
             RC_CHECK(devices != nullptr && devices->mode() != DeviceMode::host, "no kernels run these calls");
-            const Choice choice = choose_device_algo(kind, num_bytes, comm.world_size(), has_codec, devices->mode(),
-                                                     devices->layout(), devices->direct_bytes());
+            const Tuning tuning = limits ? Tuning::of_devices(make_limits(*limits)) : comm.device_tuning();
+            const Choice choice = choose_device_algo(tuning, kind, num_bytes, comm.world_size(), has_codec,
+                                                     devices->mode(), devices->layout(), devices->direct_bytes());
             return py::make_tuple(algo_name(choice.algo), choice.explanation(),
                                   exact_wire_bytes(kind, choice.algo, num_bytes, comm.world_size()));
           },
-          py::arg("op"), py::arg("num_bytes"), py::arg("has_codec"))
+          py::arg("op"), py::arg("num_bytes"), py::arg("has_codec"), py::arg("limits") = py::none())
       .def("synchronize", [](Communicator& comm) { without_gil([&] { comm.synchronize(); }); })
       .def(
           "copy_across",

@@ -29,8 +29,13 @@ void bind_device(py::module_& module) {
   module.def(
       "device_of", [](uintptr_t address) { return runtime::device_of(pointer<const void>(address)); },
       py::arg("address"));
-  module.def("link_between", &runtime::link_between, py::arg("device"), py::arg("peer"),
-             py::call_guard<py::gil_scoped_release>());
+  module.def(
+      "link_between",
+      [](int device, int peer) {
+        const runtime::Link link = runtime::link_between(device, peer);
+        return std::make_pair(link.kind, link.source);
+      },
+      py::arg("device"), py::arg("peer"), py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace ringcomm::bind

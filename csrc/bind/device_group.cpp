@@ -52,6 +52,12 @@ void bind_device_group(py::module_& module) {
       },
       py::arg("device"), py::arg("facts"));
 
+  module.def(
+      "device_ordinals",
+      [](const std::vector<std::string>& facts) {
+        return ordinals_of(from_bytes<DeviceFacts>(facts, "what is known of the GPU"));
+      },
+      py::arg("facts"));
   py::class_<runtime::SharedMemory>(module, "SharedDeviceMemory")
       .def(py::init([](int device, int64_t num_bytes) {
              py::gil_scoped_release release;

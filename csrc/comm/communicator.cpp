@@ -1,26 +1,16 @@
 #include "comm/communicator.h"
 
-#include <pthread.h>
-
 #include <algorithm>
 #include <chrono>
 #include <utility>
 
 #include "base/log.h"
+#include "base/process.h"
 #include "comm/checks.h"
 #include "reduce/reduce.h"
 
 namespace ringcomm {
 namespace {
-
-// Counts fork()s that this process is the child of; shared memory and threads do not survive them.
-std::atomic<uint64_t> fork_count{0};
-
-uint64_t watched_fork_count() {
-  static const int registered = ::pthread_atfork(nullptr, nullptr, [] { ++fork_count; });
-  static_cast<void>(registered);
-  return fork_count.load(std::memory_order_relaxed);
-}
 
 // Any collective of a single rank.
 void copy_alone(const Collective& call) {
@@ -51,7 +41,7 @@ Patience patience_of(const Collective& call) {
 bool premultiplies(const Collective& call) { return reduces(call.op) && call.reduce_op == ReduceOp::premul_sum; }
 
 void check_not_forked(uint64_t fork_generation) {
-  if (fork_generation != watched_fork_count()) {
+  if (fork_generation != fork_count()) {
     RC_FAIL(aborted, "this communicator belongs to the parent process; call ringcomm.init() in the forked child");
   }
 }
@@ -60,7 +50,7 @@ void check_not_forked(uint64_t fork_generation) {
 
 // ---- Work ----------------------------------------------------------------------------------------
 
-Work::Work() : fork_generation_(watched_fork_count()) {}
+Work::Work() : fork_generation_(fork_count()) {}
 
 bool Work::done() const {
   std::lock_guard<std::mutex> lock(mutex_);
@@ -131,8 +121,8 @@ void Work::finish(std::exception_ptr error, int source) {
 
 // ---- Communicator --------------------------------------------------------------------------------
 
-Communicator::Communicator(const GroupConfig& config, const FlightRecorderConfig& recorder, const OneShotLimits& limits)
-    : fork_generation_(watched_fork_count()),
+Communicator::Communicator(const GroupConfig& config, const FlightRecorderConfig& recorder, const Limits& limits)
+    : fork_generation_(fork_count()),
       rank_(config.rank),
       world_size_(config.world_size),
       recorder_(mutex_, recorder, config.rank, config.name, config.timeout_s, config.first_seq),
@@ -152,7 +142,7 @@ Communicator::Communicator(const GroupConfig& config, const FlightRecorderConfig
 }
 
 Communicator::~Communicator() {
-  if (fork_generation_ == watched_fork_count()) {
+  if (fork_generation_ == fork_count()) {
     finish_and_leave({});
   } else {
     // The parent's memory and threads: only the parent may take them down.
@@ -210,10 +200,10 @@ void Communicator::choose(Collective& call, const Algo* algo) const {
     const DeviceLayout& layout = devices_->layout();
     const int64_t direct_bytes = premultiplies(call) ? -1 : devices_->direct_bytes();
     if (algo != nullptr) check_device_algo(*algo, call.op, call.num_bytes(), has_codec, mode, layout);
-    call.algo =
-        algo != nullptr
-            ? *algo
-            : choose_device_algo(call.op, call.num_bytes(), world_size_, has_codec, mode, layout, direct_bytes).algo;
+    call.algo = algo != nullptr ? *algo
+                                : choose_device_algo(device_tuning_, call.op, call.num_bytes(), world_size_, has_codec,
+                                                     mode, layout, direct_bytes)
+                                      .algo;
     return;
   }
   if (num_regions_.load(std::memory_order_relaxed) > 0 && !call.on_device) call.region = region_of(call);
@@ -282,8 +272,8 @@ std::shared_ptr<Work> Communicator::submit(Collective call, const Algo* algo, co
 // The call has just been queued.
 void Communicator::mark_end(Work& work, const Collective& call) const {
   if (!call.on_device || !devices_->queues()) return;
-  auto end = std::make_unique<runtime::Event>(devices_->device());
-  end->record(call.stream);
+  const runtime::DeviceGuard guard(devices_->device());
+  auto end = devices_->mark(call.stream);
   std::lock_guard<std::mutex> lock(work.mutex_);
   work.is_captured_ = runtime::is_capturing(call.stream);
   work.end_ = std::move(end);
@@ -493,12 +483,13 @@ std::shared_ptr<const SymmetricRegion> Communicator::region_of(const Collective&
 
 // ---- GPUs ----------------------------------------------------------------------------------------
 
-void Communicator::attach_device(std::shared_ptr<DeviceGroup> devices) {
+void Communicator::attach_device(std::shared_ptr<DeviceGroup> devices, const Tuning& tuning) {
   check_usable();
   std::lock_guard<std::mutex> lock(mutex_);
   RC_CHECK(devices_ == nullptr, "this communicator has been set up for arrays on GPUs before");
   if (!group_) RC_FAIL(aborted, "this communicator is closed; init() a new one");
   devices_ = std::move(devices);
+  device_tuning_ = tuning;
   has_devices_.store(true, std::memory_order_release);
   // Kernels notice a failure through their own memory only, and what they find they cannot tell others.
   group_->watch([devices = devices_, group = group_.get()] {
@@ -596,7 +587,7 @@ void Communicator::abort(const std::string& reason) {
 void Communicator::close() { finish_and_leave(check_interrupt_); }
 
 void Communicator::finish_and_leave(const std::function<void()>& check_interrupt) {
-  if (fork_generation_ != watched_fork_count()) return;
+  if (fork_generation_ != fork_count()) return;
   if (closed_.exchange(true)) return;
   std::thread progress_thread;
   std::exception_ptr interrupt;

@@ -57,7 +57,7 @@ class Work {
   Callback callback_;
   int source_ = -1;
   // Of a call that is queued on a GPU: its end, unless a graph has captured it. Set when done_ is.
-  std::unique_ptr<runtime::Event> end_;
+  std::shared_ptr<runtime::Event> end_;
   bool is_captured_ = false;
   std::shared_ptr<DeviceGroup> devices_;
   // Of a message: whoever waits for it moves it.
@@ -75,10 +75,8 @@ class Communicator {
  public:
   using Clock = std::chrono::steady_clock;
 
-  using OneShotLimits = std::vector<std::pair<OpKind, int64_t>>;
-
   // limits: see Tuning; the same on all ranks.
-  Communicator(const GroupConfig& config, const FlightRecorderConfig& recorder, const OneShotLimits& limits);
+  Communicator(const GroupConfig& config, const FlightRecorderConfig& recorder, const Limits& limits);
   ~Communicator();
   Communicator(const Communicator&) = delete;
 
@@ -88,10 +86,13 @@ class Communicator {
   // See encoded_sums_of. on_device: of arrays on GPUs.
   std::vector<Range> encoded_sums(int64_t num_elems, bool on_device) const;
 
-  // Arrays on GPUs are taken from now on; once, between two calls, on all ranks. The group's slabs are open.
-  void attach_device(std::shared_ptr<DeviceGroup> devices);
+  // Arrays on GPUs are taken from now on; once, between two calls, on all ranks. The group's slabs are open. tuning:
+  // the same on all ranks.
+  void attach_device(std::shared_ptr<DeviceGroup> devices, const Tuning& tuning);
   // Null: none is attached.
   std::shared_ptr<DeviceGroup> devices() const;
+  // Of arrays on GPUs, once it is attached.
+  const Tuning& device_tuning() const { return device_tuning_; }
 
   // algo: null lets the table choose. call.algo is ignored. With arrays on GPUs, returns when the call is queued, if
   // the device group queues.
@@ -186,6 +187,7 @@ class Communicator {
   const std::shared_ptr<P2pEngine> messages_;
   Scratch scratch_;
   std::shared_ptr<DeviceGroup> devices_;  // guarded; not replaced once it is there
+  Tuning device_tuning_;                  // likewise
   std::atomic<bool> has_devices_{false};  // says that it is there
 
   mutable std::mutex regions_mutex_;

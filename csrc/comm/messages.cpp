@@ -57,6 +57,9 @@ void Communicator::copy_across(int device, void* to, const void* from, int64_t n
   check_usable();
   if (num_bytes == 0) return;
   const runtime::DeviceGuard guard(device);
+  RC_CHECK(!runtime::is_capturing(stream),
+           "a message from or to an array on a GPU cannot be captured into a CUDA graph: the host carries it; send and "
+           "receive outside of the capture");
   runtime::Event event(device);
   // Before the copy, too: one of pageable memory holds this thread up without an end until the stream has come to it.
   for (const bool copies : {true, false}) {

@@ -1,5 +1,7 @@
 #include "comm/selection.h"
 
+#include <algorithm>
+
 #include "base/error.h"
 #include "wire/exchange_layout.h"
 
@@ -52,7 +54,8 @@ constexpr Rule kRules[] = {
 constexpr const char* kWhereMapped =
     "large: used where they are if all ranks' arrays are mapped, else through the slabs";
 
-// Of arrays on GPUs; first match wins. Not measured yet: orders of magnitude of NVLink and of other libraries.
+// Of arrays on GPUs; first match wins. Orders of magnitude of NVLink and of other libraries, until
+// `python -m ringcomm.tune --device cuda` has measured those of one_shot in an all_reduce and of staged in a broadcast.
 constexpr Rule kDeviceRules[] = {
     {OpKind::all_reduce, 2, 256 * kKiB, Algo::one_shot, "small: data and flags in packets, no wait between rounds"},
     {OpKind::all_reduce, 4, 128 * kKiB, Algo::one_shot, "small: data and flags in packets, no wait between rounds"},
@@ -95,13 +98,24 @@ int64_t inline_payload_bytes(OpKind op, int64_t num_bytes, int world_size) {
 
 }  // namespace
 
-Tuning::Tuning(const std::vector<std::pair<OpKind, int64_t>>& one_shot_limits, int64_t inline_bytes) : Tuning() {
-  for (const auto& [op, limit] : one_shot_limits) {
+Tuning::Tuning(const Limits& limits, int64_t inline_bytes) : Tuning() {
+  for (const auto& [op, limit] : limits) {
     RC_CHECK(!is_barrier(op), "a ", op_name(op), " has no limit to tune");
     RC_CHECK(limit >= 0 && limit <= inline_bytes, "one_shot's limit for ", op_name(op), " is ", limit,
              " bytes, expected 0 to ", inline_bytes);
     limits_[static_cast<size_t>(op)] = limit;
   }
+}
+
+Tuning Tuning::of_devices(const Limits& limits) {
+  Tuning tuning;
+  for (const auto& [op, limit] : limits) {
+    RC_CHECK(op == OpKind::all_reduce || op == OpKind::broadcast, op_name(op),
+             " of arrays on GPUs has no limit to tune: one algorithm runs it, whatever its size");
+    RC_CHECK(limit >= 0, "the limit for ", op_name(op), " on GPUs is ", limit, " bytes, expected 0 or more");
+    tuning.limits_[static_cast<size_t>(op)] = limit;
+  }
+  return tuning;
 }
 
 Choice choose_algo(const Tuning& tuning, OpKind op, int64_t num_bytes, int world_size, bool has_codec, bool symmetric,
@@ -124,7 +138,8 @@ Choice choose_algo(const Tuning& tuning, OpKind op, int64_t num_bytes, int world
 }
 
 std::string Choice::explanation() const {
-  return tuned_limit < 0 ? reason : concat(reason, "; one_shot up to ", tuned_limit, " bytes, measured by tune");
+  if (tuned_limit < 0) return reason;
+  return concat(reason, "; ", algo_name(limited), " up to ", tuned_limit, " bytes, measured by tune");
 }
 
 void check_algo(Algo algo, OpKind op, int64_t num_bytes, int world_size, bool has_codec, bool symmetric,
@@ -157,16 +172,20 @@ void check_algo(Algo algo, OpKind op, int64_t num_bytes, int world_size, bool ha
   RC_CHECK(!has_codec || algo == Algo::two_shot, "a codec runs with algo='two_shot', not '", algo_name(algo), "'");
 }
 
-Choice choose_device_algo(OpKind op, int64_t num_bytes, int world_size, bool has_codec, DeviceMode mode,
-                          const DeviceLayout& layout, int64_t direct_bytes) {
+Choice choose_device_algo(const Tuning& tuning, OpKind op, int64_t num_bytes, int world_size, bool has_codec,
+                          DeviceMode mode, const DeviceLayout& layout, int64_t direct_bytes) {
   if (has_codec) return {Algo::two_shot, "codec: two quantizations whatever the world size"};
+  const bool waits_inside = mode == DeviceMode::in_kernel;
+  const Algo limited = op == OpKind::broadcast ? Algo::staged : Algo::one_shot;
+  int64_t tuned_limit = waits_inside ? tuning.limit(op) : -1;
+  if (limited == Algo::one_shot) tuned_limit = std::min(tuned_limit, packet_data_bytes(layout));
   for (const Rule& rule : kDeviceRules) {
-    if (rule.op != op || world_size > rule.max_world_size || num_bytes > rule.max_bytes) continue;
+    if (rule.op != op || world_size > rule.max_world_size) continue;
+    if (num_bytes > (tuned_limit >= 0 && rule.algo == limited ? tuned_limit : rule.max_bytes)) continue;
     if (rule.algo == Algo::direct && (direct_bytes < 0 || num_bytes < direct_bytes)) continue;
-    const bool waits_inside = mode == DeviceMode::in_kernel;
     if (rule.algo == Algo::one_shot && (!waits_inside || num_bytes > packet_data_bytes(layout))) continue;
     if (op == OpKind::broadcast && rule.algo == Algo::ring && !waits_inside) return {Algo::staged, "fewest rounds"};
-    return {rule.algo, rule.reason};
+    return {rule.algo, rule.reason, tuned_limit, limited};
   }
   RC_FAIL(usage, "no algorithm for ", op_name(op), " on GPUs");
 }

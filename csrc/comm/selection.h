@@ -11,14 +11,20 @@
 
 namespace ringcomm {
 
+// By operation: the largest call that its first algorithm runs, in bytes of Collective::num_bytes().
+using Limits = std::vector<std::pair<OpKind, int64_t>>;
+
 // Measured limits of one group, in place of built-in ones; the same on all ranks. What is not given
 // stays as it is built in.
 class Tuning {
  public:
   Tuning() { limits_.fill(-1); }
-  // By operation: the largest call that one_shot runs, in bytes of Collective::num_bytes(); in a gather,
-  // scatter or all_to_all, of what a rank hands to others. Throws UsageError unless 0 to inline_bytes.
-  Tuning(const std::vector<std::pair<OpKind, int64_t>>& one_shot_limits, int64_t inline_bytes);
+  // Of one_shot; in a gather, scatter or all_to_all, limits are of what a rank hands to others. Throws UsageError
+  // unless 0 to inline_bytes.
+  Tuning(const Limits& limits, int64_t inline_bytes);
+  // Of arrays on GPUs whose kernels wait for each other: of one_shot in an all_reduce, of staged in a broadcast. More
+  // than the packets hold is as much as they hold. Throws UsageError for other operations, and below 0.
+  static Tuning of_devices(const Limits& limits);
 
   bool has_limit(OpKind op) const { return limits_[static_cast<size_t>(op)] >= 0; }
   int64_t limit(OpKind op) const { return limits_[static_cast<size_t>(op)]; }
@@ -30,7 +36,8 @@ class Tuning {
 struct Choice {
   Algo algo;
   const char* reason;
-  int64_t tuned_limit = -1;  // of one_shot, if it was measured
+  int64_t tuned_limit = -1;       // if it was measured
+  Algo limited = Algo::one_shot;  // by it
 
   std::string explanation() const;
 };
@@ -47,8 +54,8 @@ void check_algo(Algo algo, OpKind op, int64_t num_bytes, int world_size, bool ha
 
 // The same two for arrays on GPUs; in host mode they are those above. direct: where all ranks' arrays are mapped, which
 // shows when they meet (algo/direct_on_device.h); not below direct_bytes, -1: never.
-Choice choose_device_algo(OpKind op, int64_t num_bytes, int world_size, bool has_codec, DeviceMode mode,
-                          const DeviceLayout& layout, int64_t direct_bytes);
+Choice choose_device_algo(const Tuning& tuning, OpKind op, int64_t num_bytes, int world_size, bool has_codec,
+                          DeviceMode mode, const DeviceLayout& layout, int64_t direct_bytes);
 void check_device_algo(Algo algo, OpKind op, int64_t num_bytes, bool has_codec, DeviceMode mode,
                        const DeviceLayout& layout);
 

@@ -1,7 +1,5 @@
 #include "transport/device_group.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <map>
 #include <memory>
@@ -11,6 +9,7 @@
 #include <vector>
 
 #include "base/log.h"
+#include "base/process.h"
 
 namespace ringcomm {
 namespace {
@@ -49,7 +48,7 @@ std::shared_ptr<runtime::PinnedMemory> take_watch() {
 
 // Where the GPU of a peer is among those that this process sees; -1: nowhere.
 int ordinal_of(const DeviceFacts& peer) {
-  if (peer.pid == ::getpid()) return peer.device;
+  if (peer.process == process_token()) return peer.device;
   for (int device = 0; device < runtime::device_count(); ++device) {
     if (runtime::device_uuid(device) == peer.uuid) return device;
   }
@@ -89,7 +88,7 @@ std::string reason_for_steps(const std::vector<DeviceFacts>& facts) {
       const DeviceFacts& b = facts[rank];
       if (a.uuid != b.uuid) continue;
       // A kernel that waits for the next one on its stream waits for ever.
-      if (a.pid == b.pid) {
+      if (a.process == b.process) {
         return concat("rank ", peer, " and rank ", rank, " are one process on one GPU, and may share a stream");
       }
       if (a.is_concurrent != 0 && b.is_concurrent != 0) continue;
@@ -134,7 +133,7 @@ DeviceFacts device_facts(int device, std::optional<DeviceMode> wanted, int64_t s
            runtime::device_count());
   DeviceFacts facts{};
   facts.uuid = runtime::device_uuid(device);
-  facts.pid = ::getpid();
+  facts.process = process_token();
   facts.device = device;
   facts.num_multiprocessors = runtime::num_multiprocessors(device);
   facts.is_concurrent = runtime::shares_device_concurrently(device) ? 1 : 0;
@@ -144,11 +143,17 @@ DeviceFacts device_facts(int device, std::optional<DeviceMode> wanted, int64_t s
   return facts;
 }
 
+std::vector<int> ordinals_of(const std::vector<DeviceFacts>& facts) {
+  std::vector<int> ordinals;
+  for (const DeviceFacts& one : facts) ordinals.push_back(ordinal_of(one));
+  return ordinals;
+}
+
 uint32_t reachable_devices(int device, const std::vector<DeviceFacts>& facts) {
   uint32_t reachable = 0;
   for (size_t peer = 0; peer < std::min<size_t>(facts.size(), kMostDeviceRanks); ++peer) {
     const int ordinal = ordinal_of(facts[peer]);
-    if (ordinal >= 0 && runtime::enable_peer_access(device, ordinal)) reachable |= 1u << peer;
+    if (ordinal >= 0 && runtime::reaches(device, ordinal)) reachable |= 1u << peer;
   }
   return reachable;
 }
@@ -193,7 +198,8 @@ DeviceGroup::DeviceGroup(int rank, int world_size, int device, DeviceSetup setup
       rank_(rank),
       world_size_(world_size),
       device_(device),
-      setup_(std::move(setup)) {
+      setup_(std::move(setup)),
+      events_(device) {
   const runtime::DeviceGuard guard(device);
   watch_ = take_watch();
   own_stream_ = runtime::OwnStream(device);
@@ -217,7 +223,7 @@ void DeviceGroup::open(const std::vector<runtime::MemoryHandle>& handles, const 
               setup_.layout.total_bytes());
     }
     slabs_[peer] = runtime::SharedMemory::open(device_, handles[peer], fds[peer]);
-    driver_keeps_slab_ = driver_keeps_slab_ && handles[peer].pid != ::getpid();
+    driver_keeps_slab_ = driver_keeps_slab_ && handles[peer].owner != process_token();
   }
   driver_keeps_slab_ = driver_keeps_slab_ && (!has_slab() || handle().kind == runtime::MemoryHandle::Kind::descriptor);
 }
@@ -252,11 +258,14 @@ void DeviceGroup::leave(Stream stream) {
 }
 
 Stream DeviceGroup::branch(Stream stream) {
-  const runtime::DeviceGuard guard(device_);
-  runtime::Event here(device_);
-  here.record(stream);
-  here.hold_back(own_stream_.get());
+  mark(stream)->hold_back(own_stream_.get());
   return own_stream_.get();
+}
+
+std::shared_ptr<runtime::Event> DeviceGroup::mark(Stream stream) {
+  std::shared_ptr<runtime::Event> event = events_.take();
+  event->record(stream);
+  return event;
 }
 
 void DeviceGroup::finish(Stream stream, ShmGroup& group) {

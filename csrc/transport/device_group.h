@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/event_pool.h"
 #include "base/runtime.h"
 #include "transport/device_arrays.h"
 #include "transport/shm_group.h"
@@ -47,18 +48,20 @@ constexpr const char* device_mode_name(DeviceMode mode) {
 // What a rank says of its GPU. Plain bytes: it travels.
 struct DeviceFacts {
   runtime::DeviceUuid uuid;
-  int32_t pid;
-  int32_t device;               // in this process
+  ProcessToken process;
+  int32_t device;               // in that process
   int32_t num_multiprocessors;  // of the GPU
   int32_t is_concurrent;        // processes that share it run at the same time
   int32_t wanted_mode;          // a DeviceMode; -1: whichever fits
-  int32_t reserved;
-  int64_t slab_bytes;    // the most that a slab may take
-  int64_t direct_bytes;  // arrays from this size on are used where they are if they can; -1: none is
+  int64_t slab_bytes;           // the most that a slab may take
+  int64_t direct_bytes;         // arrays from this size on are used where they are if they can; -1: none is
 };
 DeviceFacts device_facts(int device, std::optional<DeviceMode> wanted, int64_t slab_bytes, int64_t direct_bytes);
 
-// Bit r: kernels of `device`, this process's, reach memory of rank r's GPU. Enables it.
+// Where the GPU of each rank is among those that this process sees; -1: nowhere.
+std::vector<int> ordinals_of(const std::vector<DeviceFacts>& facts);
+
+// Bit r: kernels of `device`, this process's, reach memory of rank r's GPU.
 uint32_t reachable_devices(int device, const std::vector<DeviceFacts>& facts);
 
 struct DeviceSetup {
@@ -109,6 +112,9 @@ class DeviceGroup {
   void leave(Stream stream);
   // This group's own stream, which continues where `stream` is now. Any thread.
   Stream branch(Stream stream);
+  Stream own_stream() const { return own_stream_.get(); }
+  // Where `stream` is now. Any thread.
+  std::shared_ptr<runtime::Event> mark(Stream stream);
   // Blocks until `stream` has come here; inside a collective.
   void finish(Stream stream, ShmGroup& group);
   // Whether all calls so far are done; false while one waits. Throws the group's fault, and reports the one that a
@@ -140,6 +146,7 @@ class DeviceGroup {
   bool driver_keeps_slab_ = true;             // for those that have mapped it, when its owner lets go
   std::shared_ptr<runtime::PinnedMemory> watch_;
   runtime::OwnStream own_stream_;
+  EventPool events_;      // for any thread
   runtime::Event last_;   // the end of the last call
   runtime::Event round_;  // ... of the last round
   runtime::PinnedMemory scratch_;

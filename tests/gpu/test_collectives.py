@@ -92,8 +92,10 @@ def test_processes_whose_kernels_share_the_gpu(
 
 
 def gpus(device: str, count: int) -> dict[str, str]:
-    """Variables that give every rank an emulated GPU of its own; real ones are shared."""
-    return {"RINGCOMM_SIMT_DEVICES": str(count)} if device == "simt" else {}
+    """Variables that give every rank an emulated GPU of its own. A real one is shared by threads with own streams."""
+    if device == "simt":
+        return {"RINGCOMM_SIMT_DEVICES": str(count)}
+    return {"RINGCOMM_CUDA_MODE": "in_kernel"}
 
 
 def chosen(device: str, bodies: str) -> Any:

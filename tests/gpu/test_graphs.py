@@ -43,4 +43,5 @@ def check_replays(comm: Communicator, spec: str | None, size: int) -> None:
 def test_a_graph_of_collectives_is_replayed(
     cuda: None, pools: Pools, spec: str | None, size: int
 ) -> None:
-    pools("cuda").run_threads(2, check_replays, spec, size)
+    worlds = pools("cuda", RINGCOMM_CUDA_MODE="in_kernel")  # the threads have streams of their own
+    worlds.run_threads(2, check_replays, spec, size)

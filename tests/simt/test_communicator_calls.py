@@ -1,16 +1,22 @@
 """Communicators on arrays of emulated GPUs: calls that are queued, what they tell of themselves, and their set-up."""
 
+import gc
+import threading
+from collections import deque
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ringcomm import Communicator, reference
+from ringcomm import Communicator, _core, reference
 from ringcomm.errors import UsageError
 from ringcomm.store import TCPStore
 from tests.comm.oracle import assert_same_bits, random_inputs
-from tests.simt.communicators import MODES, Pools, check_small
-from tests.worlds import environment
+from tests.simt import emulated
+from tests.simt.communicators import MODES, SLAB, Pools, check_small
+from tests.worlds import Worlds, environment
+
+runtime: Any = getattr(_core, "simt", None)  # in the processes that these tests start
 
 
 def check_async(comm: Communicator, mode: str) -> None:
@@ -188,3 +194,62 @@ def choose_mode(comm: Communicator, mode: str) -> str:
 @pytest.mark.parametrize("mode", MODES)
 def test_a_mode_can_be_forced(pools: Pools, mode: str) -> None:
     assert pools("in_kernel").run(2, choose_mode, mode) == [mode] * 2
+
+
+def count_events(comm: Communicator) -> int:
+    """Events that are made by many asynchronous calls, at most three of which are held at a time."""
+    comm.use_device("simt")
+    works: deque[Any] = deque(maxlen=3)
+
+    def call() -> None:
+        works.append(comm.all_reduce(np.ones(10, np.float32), async_op=True))
+        works[-1].wait()
+        comm.synchronize()
+
+    for _ in range(10):
+        call()
+    before = int(runtime.num_events_made())
+    for _ in range(20):
+        call()
+    return int(runtime.num_events_made()) - before
+
+
+def test_asynchronous_calls_use_their_events_again(pools: Pools) -> None:
+    assert pools("in_kernel").run(2, count_events) == [0, 0]
+
+
+def use_own_device_only(comm: Communicator, mode: str) -> tuple[list[int], int]:
+    """A communicator's life, with calls in a thread of their own, as a garbage collector's or torch's are."""
+    problems: list[BaseException] = []
+
+    def live() -> None:
+        try:
+            comm.use_device("simt")
+            assert comm.device_mode == mode
+            x = np.ones(3000, np.float32)
+            comm.all_reduce(x)
+            comm.all_reduce(x, async_op=True).wait()
+            comm.all_gather(x)
+            work = comm.recv(np.empty(10), 1 - comm.rank, async_op=True)
+            comm.send(np.ones(10), 1 - comm.rank)
+            work.wait()
+            comm.synchronize()
+            assert runtime.current_device() == 0
+        except BaseException as problem:
+            problems.append(problem)
+
+    for body in (live, comm.close):
+        thread = threading.Thread(target=body)
+        thread.start()
+        thread.join()
+    for problem in problems:
+        raise problem
+    gc.collect()
+    return runtime.devices_with_context(), runtime.current_device()
+
+
+@pytest.mark.parametrize("mode", ["in_kernel", "host"])
+def test_a_communicator_uses_no_other_gpu_and_leaves_the_current_one(mode: str) -> None:
+    emulated.require()
+    with Worlds(package=emulated.PACKAGE, **MODES[mode], **SLAB) as worlds:  # that used none before
+        assert worlds.run(2, use_own_device_only, mode) == [([0], 0), ([1], 0)]

@@ -1,6 +1,5 @@
 """base/runtime.h on emulated GPUs: streams, events and shared memory do what they do on a GPU."""
 
-import json
 import os
 import socket
 import threading
@@ -300,9 +299,9 @@ def ask_devices() -> None:
     assert runtime.available() == (True, "")
     assert runtime.device_count() == _core.cuda_probe().count == 2
     assert runtime.device_uuid(0) != runtime.device_uuid(1)
-    assert runtime.enable_peer_access(0, 1)
-    assert _core.link_between(0, 1) == "NVLink"
-    assert _core.link_between(1, 1) == "same"
+    assert runtime.reaches(0, 1)
+    assert _core.link_between(0, 1) == ("NVLink", "emulation")
+    assert _core.link_between(1, 1) == ("same", "emulation")
     assert not runtime.shares_device_concurrently(0)
     assert runtime.current_device() == 0
     with runtime.DeviceGuard(1):
@@ -316,14 +315,65 @@ def test_devices_are_those_that_the_environment_names(gpus: Worlds) -> None:
     inside(gpus, ask_devices)
 
 
-@pytest.mark.parametrize(("peers", "link"), [("1", "NVLink"), ("0", "none")])
-def test_info_shows_how_devices_are_linked(peers: str, link: str) -> None:
-    emulated.require()
-    variables = {"RINGCOMM_SIMT_DEVICES": "2", "RINGCOMM_SIMT_PEERS": peers}
-    facts = json.loads(emulated.python("-m", "ringcomm.info", "--json", **variables))["cuda"]
-    assert facts["kernels"].endswith("that ringcomm's own tests emulate")
-    assert facts["devices"] == 2
-    assert [facts[f"links_{device}"].split() for device in range(2)] == [["-", link], [link, "-"]]
+def in_a_new_thread(body: Callable[[], None]) -> None:
+    """A thread has no device before it chooses one."""
+    problems: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            body()
+        except BaseException as problem:
+            problems.append(problem)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    for problem in problems:
+        raise problem
+
+
+def use_device_1_everywhere() -> None:
+    """Objects of device 1, made, used and ended in threads that have used none."""
+    kept: list[Any] = []
+
+    def make() -> None:
+        assert runtime.reaches(1, 0)
+        with runtime.DeviceGuard(1):
+            assert runtime.current_device() == 1
+            kept.append(runtime.PinnedMemory(64))
+            with runtime.DeviceGuard(1):
+                pass
+            assert runtime.current_device() == 1
+        assert runtime.current_device() == 0
+        kept.append(runtime.OwnStream(1))
+        kept.append(runtime.Event(1))
+        kept.append(runtime.DeviceMemory(1, 64))
+        kept.append(runtime.SharedMemory.allocate(1, 64))
+        kept.append(runtime.SharedMemory.open(1, kept[-1].handle, -1))
+        assert runtime.current_device() == 0
+
+    def use() -> None:
+        _, stream, event = kept[:3]
+        event.record(stream.handle)
+        event.hold_back(stream.handle)
+        assert runtime.device_of(kept[3].address) == 1
+        until = time.monotonic() + 30
+        while not event.passed():
+            assert time.monotonic() < until
+        assert runtime.current_device() == 0
+
+    def end() -> None:
+        kept.clear()
+        assert runtime.current_device() == 0
+
+    for step in (make, use, end):
+        in_a_new_thread(step)
+    assert runtime.devices_with_context() == [1]
+
+
+def test_a_guard_leaves_all_as_it_was_and_uses_no_other_device(gpus: Worlds) -> None:
+    with Worlds(package=emulated.PACKAGE, RINGCOMM_SIMT_DEVICES="2") as worlds:  # that used nothing
+        inside(worlds, use_device_1_everywhere)
 
 
 def ask_addresses() -> None:
@@ -350,6 +400,54 @@ def test_addresses_have_a_device(gpus: Worlds) -> None:
 def allocate_on(device: int) -> bytes:
     KEPT.append(runtime.SharedMemory.allocate(device, 64))
     return bytes(KEPT[-1].handle)
+
+
+PID_OFFSET = 4  # in a handle
+
+
+def open_as_if_pids_were_the_same(handle: bytes) -> None:
+    """As in two containers, each of which has a process 1."""
+    same_pid = bytearray(handle)
+    same_pid[PID_OFFSET : PID_OFFSET + 4] = os.getpid().to_bytes(4, "little")
+    assert same_pid != handle
+    open_refused(bytes(same_pid), "needs its descriptor, which did not come")
+
+
+def test_memory_of_another_process_with_the_same_pid_is_not_taken_for_the_own(gpus: Worlds) -> None:
+    owner = gpus.take()
+    owner.start(allocate_on, 0)
+    inside(gpus, open_as_if_pids_were_the_same, result(owner))
+    gpus.give_back(owner, False)
+
+
+def tokens() -> tuple[bytes, bytes]:
+    """Of this process and of a forked child."""
+    own = runtime.process_token()
+    assert runtime.process_token() == own
+    in_a_new_thread(lambda: KEPT.append(runtime.process_token()))
+    assert KEPT.pop() == own
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.write(writer, runtime.process_token() + runtime.process_token())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    with os.fdopen(reader, "rb") as pipe:
+        twice = pipe.read()
+    assert twice[:16] == twice[16:]
+    assert runtime.process_token() == own
+    return own, twice[:16]
+
+
+def test_every_process_has_a_token_of_its_own(gpus: Worlds) -> None:
+    found = [*inside(gpus, tokens), *inside(gpus, tokens)[1:]]
+    with Worlds(package=emulated.PACKAGE) as worlds:
+        found += inside(worlds, tokens)
+    assert {len(token) for token in found} == {16}
+    assert len(set(found)) == 5
 
 
 def open_refused(handle: bytes, reason: str) -> None:

@@ -5,9 +5,11 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "base/nvml.h"
 #include "base/runtime.h"
 #include "bind/bind.h"
 #include "devices.h"
+#include "gpu.h"
 #include "kernels.h"
 
 namespace ringcomm::bind {
@@ -53,8 +55,19 @@ void bind_simt(py::module_& core) {
     const DeviceUuid uuid = device_uuid(device);
     return py::bytes(reinterpret_cast<const char*>(uuid.data()), uuid.size());
   });
-  module.def("enable_peer_access", &enable_peer_access);
+  module.def("reaches", &reaches);
+  module.def("devices_with_context", &simt::devices_with_context);
+  module.def("num_events_made", &simt::num_events_made);
+  module.def("process_token", [] {
+    const ProcessToken token = process_token();
+    return py::bytes(reinterpret_cast<const char*>(token.data()), token.size());
+  });
   module.def("shares_device_concurrently", &shares_device_concurrently);
+  module.def("linked_by_nvlink", [](const DeviceUuid& uuid, const DeviceUuid& peer) {
+    std::string reason;
+    const std::optional<bool> answer = nvml::linked_by_nvlink(uuid, peer, &reason);
+    return py::make_tuple(answer, reason);
+  });
   module.def("device_of", [](uintptr_t address) { return device_of(at(address)); });
   module.def("place",
              [](uintptr_t address, int64_t num_bytes, int device) { simt::place(at(address), num_bytes, device); });
@@ -71,6 +84,10 @@ void bind_simt(py::module_& core) {
       .def("record", [](Event& self, uintptr_t stream) { self.record(stream_of(stream)); })
       .def("passed", &Event::passed)
       .def("hold_back", [](const Event& self, uintptr_t stream) { self.hold_back(stream_of(stream)); });
+  py::class_<simt::Gpu::Capture, simt::Gpu::CapturePtr>(module, "Graph")
+      .def("launch", [](const simt::Gpu::CapturePtr& self) { simt::Gpu::get().launch(self); });
+  module.def("begin_capture", [](uintptr_t stream) { simt::capture(stream_of(stream)); });
+  module.def("end_capture", [](uintptr_t stream) { return simt::end_capture(stream_of(stream)); });
   // Of _core, with what the other twins need not show.
   auto shared_memory = py::reinterpret_borrow<py::class_<SharedMemory>>(core.attr("SharedDeviceMemory"));
   module.attr("SharedMemory") = shared_memory;

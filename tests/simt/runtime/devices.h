@@ -23,6 +23,11 @@ bool peers_reach_each_other();
 bool is_shared_concurrently();
 bool exports_descriptors();
 
+// Those on which this process has made a context, in order.
+std::vector<int> devices_with_context();
+// How many events this process has created.
+int64_t num_events_made();
+
 // From now on, memory is on this device; -1: on the host. path: of a file that it is, for other processes; "": none.
 void place(const void* address, int64_t num_bytes, int device, const std::string& path = {});
 void forget_place(const void* address);

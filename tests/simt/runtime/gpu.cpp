@@ -92,9 +92,61 @@ void Gpu::queue(const CUstream_st& stream, std::function<bool()> command) {
     const std::lock_guard<std::mutex> lock(mutex_);
     start();
     throw_failure();
-    inbox_.push_back({key, std::move(command)});
-    ++tickets_[key].queued;
-    news_ = true;
+    const auto capture = captures_.find(key);
+    if (capture != captures_.end()) {
+      capture->second->items.push_back({key, std::move(command)});
+      return;
+    }
+    put({key, std::move(command)});
+  }
+  news_arrived_.notify_one();
+}
+
+void Gpu::put(Item item) {
+  ++tickets_[item.key].queued;
+  inbox_.push_back(std::move(item));
+  news_ = true;
+}
+
+void Gpu::begin_capture(const CUstream_st& stream) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const bool is_new = captures_.emplace(Key{stream.rank, stream.id}, std::make_shared<Capture>()).second;
+  RC_CHECK(is_new, "this stream is being captured already");
+}
+
+Gpu::CapturePtr Gpu::end_capture(const CUstream_st& stream) {
+  const CapturePtr capture = capture_of(stream);
+  RC_CHECK(capture != nullptr, "this stream is not being captured");
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (auto entry = captures_.begin(); entry != captures_.end();) {
+      entry = entry->second == capture ? captures_.erase(entry) : std::next(entry);
+    }
+    capture->ended = true;
+  }
+  if (!capture->spoilt.empty()) RC_FAIL(device, "the capture is no good: ", capture->spoilt);
+  return capture;
+}
+
+void Gpu::join(const CUstream_st& stream, const CapturePtr& capture) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  captures_[Key{stream.rank, stream.id}] = capture;
+}
+
+Gpu::CapturePtr Gpu::capture_of(const CUstream_st& stream) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto found = captures_.find(Key{stream.rank, stream.id});
+  return found == captures_.end() ? nullptr : found->second;
+}
+
+void Gpu::launch(const CapturePtr& capture) {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    start();
+    throw_failure();
+    RC_CHECK(!capture->items.empty(), "what was captured has been launched, or was nothing");
+    for (Item& item : capture->items) put(std::move(item));
+    capture->items.clear();
   }
   news_arrived_.notify_one();
 }

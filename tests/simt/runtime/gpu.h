@@ -29,6 +29,12 @@
 namespace simt {
 
 class Gpu {
+  using Key = std::pair<int, int>;  // device and stream
+  struct Item {
+    Key key;
+    std::function<bool()> command;
+  };
+
  public:
   static Gpu& get();
   ~Gpu();
@@ -43,17 +49,27 @@ class Gpu {
   // Throws what the GPU has failed with.
   void check();
 
+  // What is queued on a stream from here to end_capture() is kept instead, and so is what is queued on streams that
+  // join. Queued for good by launch(), once.
+  struct Capture {
+    std::vector<Item> items;
+    std::string spoilt;  // by which call; empty: by none
+    bool ended = false;
+  };
+  using CapturePtr = std::shared_ptr<Capture>;
+  void begin_capture(const CUstream_st& stream);
+  CapturePtr end_capture(const CUstream_st& stream);
+  void join(const CUstream_st& stream, const CapturePtr& capture);
+  CapturePtr capture_of(const CUstream_st& stream);  // null: none
+  void launch(const CapturePtr& capture);
+
  private:
-  using Key = std::pair<int, int>;  // device and stream
   struct Ticket {
     uint64_t queued = 0, done = 0;
   };
-  struct Item {
-    Key key;
-    std::function<bool()> command;
-  };
 
   Gpu() = default;
+  void put(Item item);
   void start();
   void serve();
   void take_in();
@@ -67,6 +83,7 @@ class Gpu {
   std::condition_variable something_done_;  // for those who synchronize
   std::vector<Item> inbox_;
   std::map<Key, Ticket> tickets_;
+  std::map<Key, CapturePtr> captures_;  // by the streams that are part of them
   std::string failure_;
   bool stop_ = false;
   int pid_ = 0;  // of the process that the thread is in; 0: not started
@@ -76,5 +93,9 @@ class Gpu {
   // The thread's own.
   std::map<Key, std::deque<std::function<bool()>>> streams_;
 };
+
+// The same as the members, of what the runtime calls a stream.
+void capture(CUstream_st* stream);
+Gpu::CapturePtr end_capture(CUstream_st* stream);
 
 }  // namespace simt
