@@ -234,6 +234,16 @@ class Communicator:
         on_device: bool = False,
         stream: int = 0,
     ) -> Work | None: ...
+    def all_reduce_coalesced(
+        self,
+        arrays: Sequence[tuple[int, int, int]],
+        reduce_op: int,
+        tag: str = "",
+        async_op: bool = False,
+        factor: float = 1.0,
+        on_device: bool = False,
+        stream: int = 0,
+    ) -> Work | None: ...
     def send(
         self, data: int, num_bytes: int, dst: int, tag: int, async_op: bool = False
     ) -> Work: ...

@@ -7,12 +7,14 @@
 #include <memory>
 #include <vector>
 
+#include "algo/pack.h"
 #include "base/cache_lines.h"
 #include "base/dtype.h"
 #include "codec/codec.h"
 #include "transport/shm_group.h"
 #include "transport/symmetric.h"
 #include "wire/descriptor.h"
+#include "wire/packed_layout.h"
 
 namespace ringcomm {
 
@@ -59,6 +61,10 @@ struct Collective {
   // reduce_scatter, all_gather and all_to_all without them use input and output as one array.
   std::vector<SendPart> sends;
   std::vector<ReceivePart> receives;
+  // all_reduce: arrays of one dtype in place of input and output, which are null; they travel as one, packed
+  // (wire/packed_layout.h), of which count are the elements. Algorithms see the buffer only.
+  std::vector<ReceivePart> arrays;
+  ListMark list;  // of the list that the call's arrays are a part of (comm/coalesced.h)
   CodecOptions codec;
   // The symmetric memory that input is in, if peers are to read it there (direct).
   std::shared_ptr<const SymmetricRegion> region;
@@ -80,6 +86,22 @@ struct Collective {
            (sends.empty() ? rank * num_bytes() : 0);
   }
 };
+
+// The arrays of a packed call.
+inline std::vector<Piece> pieces_of(const Collective& call) {
+  std::vector<Piece> pieces;
+  pieces.reserve(call.arrays.size());
+  for (const ReceivePart& array : call.arrays) {
+    pieces.push_back({array.data, array.count * static_cast<int64_t>(dtype_size(call.dtype))});
+  }
+  return pieces;
+}
+// The call on the buffer that they are packed into.
+inline Collective call_on_buffer(Collective call, void* buffer) {
+  call.arrays.clear();
+  call.input = call.output = buffer;
+  return call;
+}
 
 // Memory that a communicator keeps between calls.
 class Scratch {

@@ -7,6 +7,8 @@
 //             round writes nothing (wire/device_layout.h).
 // host        copy the inputs to the host, run the collective there, copy the outputs back.
 //
+// Arrays that travel as one are packed on the stream before and unpacked after, in all modes.
+//
 // Ordering in stepped mode: the stream is done with a round before its step is published, so what a rank's kernel
 // wrote into a peer's slab is there before the peer launches the next one.
 #include "algo/on_device.h"
@@ -15,6 +17,7 @@
 #include <array>
 #include <vector>
 
+#include "algo/pack.h"
 #include "reduce/reduce.h"
 
 namespace ringcomm {
@@ -227,6 +230,18 @@ int64_t run_through_host(ShmGroup& group, DeviceGroup& devices, Collective call,
   return sent;
 }
 
+int64_t run_packed(ShmGroup& group, DeviceGroup& devices, const Collective& call,
+                   const std::function<int64_t(const Collective&)>& run_on_host) {
+  const std::vector<Piece> pieces = pieces_of(call);
+  devices.enter(call.stream);
+  cuda::pack(pieces, devices.pack_buffer(), call.stream);
+  const int64_t sent = run_on_device(group, devices, call_on_buffer(call, devices.pack_buffer()), run_on_host);
+  cuda::unpack(pieces, devices.pack_buffer(), call.stream);
+  devices.leave(call.stream);
+  if (!devices.queues()) devices.finish(call.stream, group);
+  return sent;
+}
+
 }  // namespace
 
 std::shared_ptr<DeviceGroup> make_device_group(int rank, int world_size, int device, const DeviceSetup& setup) {
@@ -249,6 +264,7 @@ void check_on_device(const Collective& call, const DeviceGroup& devices, int wor
 int64_t run_on_device(ShmGroup& group, DeviceGroup& devices, const Collective& call,
                       const std::function<int64_t(const Collective&)>& run_on_host) {
   const runtime::DeviceGuard guard(devices.device());
+  if (!call.arrays.empty()) return run_packed(group, devices, call, run_on_host);
   switch (devices.mode()) {
     case DeviceMode::in_kernel:
       run_in_kernel(group, devices, call);

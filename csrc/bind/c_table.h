@@ -14,7 +14,7 @@ extern "C" {
 #endif
 
 // A table of version N has the functions of N at their places; a newer core may append more.
-#define RC_TABLE_VERSION 2
+#define RC_TABLE_VERSION 3
 #define RC_TABLE_CAPSULE "ringcomm._core.c_table"
 #define RC_COMM_CAPSULE "ringcomm._core.Communicator"
 
@@ -73,6 +73,8 @@ typedef struct rc_call {
   void* stream;             // cudaStream_t; with on_device
   uint32_t on_device;       // memory is that of this rank's GPU
   uint32_t reserved;
+  const rc_part* arrays;  // all_reduce of a list, each in place: instead of input, output and count; or null
+  int64_t num_arrays;
 } rc_call;
 
 // Called once when a call has ended: `error` is null on success and valid only during the callback;

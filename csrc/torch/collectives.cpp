@@ -63,12 +63,11 @@ RingBackend::WorkPtr RingBackend::allreduce_coalesced(Tensors& tensors,
                                                       const c10d::AllreduceCoalescedOptions& options) {
   Operation operation(*core_, OpType::ALLREDUCE_COALESCED, "ringcomm:all_reduce", "allreduce_coalesced");
   operation.check(!tensors.empty(), "requires non-empty tensor list");
-  for (const at::Tensor& tensor : tensors) {
-    operation.check_same_type(tensor, tensors[0]);
-    void* data = operation.update(tensor);
-    rc_call& call = operation.reduce(core_->ops().all_reduce, tensor, tensor.numel(), options.reduceOp);
-    call.input = call.output = data;
-  }
+  for (const at::Tensor& tensor : tensors) operation.check_same_type(tensor, tensors[0]);
+  const rc_part* parts = operation.update_parts(tensors);
+  rc_call& call = operation.reduce(core_->ops().all_reduce, tensors[0], 0, options.reduceOp);
+  call.arrays = parts;
+  call.num_arrays = static_cast<int64_t>(tensors.size());
   operation.inputs = operation.outputs = tensors;
   return launch(std::move(operation), options.asyncOp, options.timeout);
 }

@@ -132,6 +132,13 @@ const rc_part* Operation::write_parts(at::ArrayRef<at::Tensor> tensors) {
   return own(std::move(parts));
 }
 
+const rc_part* Operation::update_parts(at::ArrayRef<at::Tensor> tensors) {
+  std::vector<rc_part> parts;
+  for (const at::Tensor& tensor : tensors)
+    parts.push_back({update(tensor), tensor.numel() * core_.moved(tensor.scalar_type()).per_item});
+  return own(std::move(parts));
+}
+
 const rc_part* Operation::parts(void* base, const at::Tensor& like, at::ArrayRef<int64_t> num_items) {
   const Elements elements = core_.moved(like.scalar_type());
   std::vector<rc_part> parts;

@@ -42,6 +42,7 @@ class Operation {
   // Parts by rank, of tensors or of pieces of one tensor.
   const rc_part* read_parts(at::ArrayRef<at::Tensor> tensors);
   const rc_part* write_parts(at::ArrayRef<at::Tensor> tensors);
+  const rc_part* update_parts(at::ArrayRef<at::Tensor> tensors);
   const rc_part* parts(void* base, const at::Tensor& like, at::ArrayRef<int64_t> num_items);
   // A copy of `from` to make when the calls are done.
   void copy_when_done(const at::Tensor& to, const at::Tensor& from) { copies_.emplace_back(to, from); }

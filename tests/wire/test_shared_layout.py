@@ -23,7 +23,7 @@ PAGE = 4096
 
 def test_golden_sizes_and_offsets() -> None:
     """Change these numbers only together with SHARED_LAYOUT_VERSION."""
-    assert _core.SHARED_LAYOUT_VERSION == 4
+    assert _core.SHARED_LAYOUT_VERSION == 5
     assert _core.shared_layout(2, 256 * 1024) == {
         "descriptor_bytes": 48,
         "descriptor_count": 16,
