@@ -258,6 +258,7 @@ std::shared_ptr<DeviceGroup> make_device_group(int rank, int world_size, int dev
 
 void check_on_device(const Collective& call, const DeviceGroup& devices, int world_size) {
   if (world_size == 1 || devices.mode() == DeviceMode::host) return;
+  if (!call.arrays.empty()) return check_on_device(call_on_buffer(call, devices.pack_buffer()), devices, world_size);
   cuda::check_collective(device_call_of(call, world_size), devices.layout());
 }
 

@@ -27,10 +27,8 @@ KERNELS = (
     *sorted((ROOT / "csrc" / "reduce").glob("*_cuda.cu")),
     *sorted((HERE / "kernels").glob("*.cu")),
 )
-# What kernels' host functions call, and a twin of which exports.cpp gives both.
-HOST = tuple(
-    ROOT / "csrc" / file for file in ("codec/codec.cpp", "reduce/reduce.cpp", "algo/pack_cpu.cpp")
-)
+# What kernels' host functions call.
+HOST = (ROOT / "csrc" / "codec" / "codec.cpp", ROOT / "csrc" / "reduce" / "reduce.cpp")
 EMULATOR = tuple(sorted((HERE / "harness").glob("*.cpp")))
 
 COMMON = (

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ringcomm import _core
 from tests.simt.emulator import Emulator, pointers
 
 GRANULE = 16
@@ -41,11 +42,13 @@ class Pieces:
         ]
 
     def call(self, packs: bool, arrays: list[Array], buffer: Array, on_cpu: bool = False) -> None:
+        if on_cpu:
+            pieces = [(array.ctypes.data, array.size) for array in arrays]
+            return (_core.pack if packs else _core.unpack)(pieces, buffer.ctypes.data)
         sizes = (ctypes.c_int64 * len(arrays))(*(array.size for array in arrays))
+        number = ctypes.c_int(len(arrays))
         self.simt.call(
-            "simt_pack",
-            *(ctypes.c_int(on_cpu), ctypes.c_int(packs), pointers(arrays), sizes),
-            *(ctypes.c_int(len(arrays)), buffer, None),
+            *("simt_pack", ctypes.c_int(packs), pointers(arrays), sizes, number, buffer, None)
         )
 
     def packed(self, plan: tuple[str, int], on_cpu: bool = False) -> tuple[list[str], Array]:

@@ -18,7 +18,7 @@ from ringcomm.errors import (
     UsageError,
 )
 from ringcomm.store import TCPStore
-from tests.comm import test_codec, test_exact, test_exchange
+from tests.comm import test_coalesced, test_codec, test_exact, test_exchange
 from tests.comm.oracle import assert_same_bits, random_inputs
 from tests.dtypes import NUMPY
 from tests.simt import emulated
@@ -77,7 +77,7 @@ class Settled:
 
 
 COLLECTIVES = ("all_reduce", "broadcast", "reduce", "all_gather", "reduce_scatter")
-COLLECTIVES += ("gather", "scatter", "all_to_all")
+COLLECTIVES += ("gather", "scatter", "all_to_all", "all_reduce_coalesced")
 
 
 def settled(comm: Communicator, mode: str, body: Callable[..., Any], *args: Any) -> Any:
@@ -100,6 +100,10 @@ BODIES: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
     (test_exact.check_reduce_scatter, ("float32",)),
     (test_exchange.check_even, ("float32",)),
     (test_exchange.check_uneven, (0,)),
+    *((test_coalesced.check_ops, (dtype,)) for dtype in ("float32", "bfloat16", "bool", "int8")),
+    (test_coalesced.check_ops, ("complex128",)),
+    (test_coalesced.check_mixture, ()),
+    (test_coalesced.check_views, ()),
     (test_codec.check_codec, ("int8", True, "float32")),
     (test_codec.check_codec, ("int4[rounding=stochastic,seed=5]", True, "float32")),
     (test_codec.check_codec, ("bf16", False, "float16")),
@@ -239,6 +243,45 @@ def check_async(comm: Communicator, mode: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_asynchronous_calls(pools: Pools, mode: str) -> None:
     pools(mode).run(2, check_async, mode)
+
+
+def check_lists_in_a_row(comm: Communicator) -> None:
+    """Packed calls share one buffer, on streams of the caller's and of the communicator's."""
+    comm.use_device("simt")
+    n, rank = comm.world_size, comm.rank
+    calls = []
+    for seed in range(6):
+        inputs = [random_inputs("float32", count, n, 10 * seed + count) for count in (3000, 7, 500)]
+        arrays = [of_ranks[rank].copy() for of_ranks in inputs]
+        comm.all_reduce_coalesced(arrays, async_op=seed % 2 == 0)
+        calls.append((arrays, inputs))
+    comm.synchronize()
+    for seed, (arrays, inputs) in enumerate(calls):
+        for array, of_ranks in zip(arrays, inputs, strict=True):
+            assert_same_bits(array, reference.all_reduce(of_ranks, "sum"), (seed, array.size))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_lists_in_a_row_take_turns_with_their_buffer(pools: Pools, mode: str) -> None:
+    pools(mode).run(2, check_lists_in_a_row)
+
+
+def check_different_lists(comm: Communicator) -> str:
+    """As on CPUs, whatever is packed: here, or in the next call."""
+    comm.use_device("simt")
+    x = [np.ones(count + comm.rank, np.float32) for count in (5, 9 - 2 * comm.rank)]
+    with pytest.raises(MismatchError, match="called different operations") as caught:
+        comm.all_reduce_coalesced(x)
+        comm.synchronize()
+        comm.barrier()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_lists_that_differ_are_a_mismatch(pools: Pools, mode: str) -> None:
+    first, second = pools(mode).run(2, check_different_lists)
+    assert first == second
+    assert first.count("of a list of 2 arrays, sizes #") == 2
 
 
 def check_queued(comm: Communicator, port: int) -> tuple[bool, bool]:

@@ -51,15 +51,11 @@ SIMT_EXPORT void simt_counts(uint64_t* switches, uint64_t* accesses, uint64_t* t
   *threads = counts.threads;
 }
 
-// on_cpu: by the CPU's twin, here and now.
-SIMT_EXPORT int simt_pack(int on_cpu, int packs, uint8_t* const* data, const int64_t* num_bytes, int num_pieces,
-                          void* buffer, CUstream_st* stream) {
+SIMT_EXPORT int simt_pack(int packs, uint8_t* const* data, const int64_t* num_bytes, int num_pieces, void* buffer,
+                          CUstream_st* stream) {
   std::vector<Piece> pieces;
   for (int i = 0; i < num_pieces; ++i) pieces.push_back({data[i], num_bytes[i]});
-  return simt::guarded([&] {
-    if (on_cpu != 0) return packs != 0 ? cpu::pack(pieces, buffer) : cpu::unpack(pieces, buffer);
-    packs != 0 ? cuda::pack(pieces, buffer, stream) : cuda::unpack(pieces, buffer, stream);
-  });
+  return simt::guarded([&] { packs != 0 ? cuda::pack(pieces, buffer, stream) : cuda::unpack(pieces, buffer, stream); });
 }
 
 SIMT_EXPORT int simt_encode(int codec, const void* input, int input_dtype, int64_t num_elems, uint8_t* wire,
