@@ -229,6 +229,45 @@ def coalesced_calls(rank, world):
     manager.wait()
 
 
+def lists_of_tensors_are_reduced_as_one(rank, world):
+    shapes = [(1,), (5,), (0,), (7, 3), (256,), (), (40000,)] * 4
+    for dtype in (torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.complex64):
+        for op in (dist.ReduceOp.SUM, dist.ReduceOp.AVG, dist.ReduceOp.MAX):
+            refused = op == dist.ReduceOp.AVG and dtype == torch.bool
+            refused |= op == dist.ReduceOp.MAX and dtype == torch.complex64
+            if refused:
+                continue
+            listed = [numbers(rank, shape, dtype) for shape in shapes]
+            listed.append(numbers(rank, (6, 4), dtype).t())  # a copy travels
+            single = [tensor.clone() for tensor in listed]
+            for async_op in (False, True):
+                work = dist.all_reduce_coalesced(listed, op, async_op=async_op)
+                if async_op:
+                    assert work.wait()
+                for tensor in single:
+                    dist.all_reduce(tensor, op)
+                for one, other in zip(listed, single, strict=True):
+                    assert torch.equal(one, other), (dtype, op, one.shape)
+    x = torch.ones(4)
+    try:
+        dist.all_reduce_coalesced([x, x[2:]])
+    except ValueError as error:
+        assert "arrays 0 and 1 of the list share memory" in str(error), error
+    else:
+        raise AssertionError("nothing was raised")
+
+
+def lists_that_differ_are_refused(rank, world):
+    group = dist.new_group()
+    try:
+        dist.all_reduce_coalesced([torch.ones(4 + rank), torch.ones(5 - rank)], group=group)
+        dist.barrier(group)
+    except dist.DistBackendError as error:
+        assert "of a list of 2 arrays, sizes #" in str(error), error
+    else:
+        raise AssertionError("nothing was raised")
+
+
 def messages_with_tags_and_any_source(rank, world):
     right, left = (rank + 1) % world, (rank - 1) % world
     operations = [

@@ -57,7 +57,9 @@ class Pieces:
         self.call(True, self.arrays(True), buffer, on_cpu)
         return self.simt.run(*plan), buffer.copy()
 
-    def unpacked(self, plan: tuple[str, int], on_cpu: bool = False) -> tuple[list[str], list[Array]]:
+    def unpacked(
+        self, plan: tuple[str, int], on_cpu: bool = False
+    ) -> tuple[list[str], list[Array]]:
         """Reports, and the pieces."""
         arrays = self.arrays(False)
         self.call(False, arrays, self.simt.array(self.buffer, "buffer"), on_cpu)
