@@ -190,13 +190,17 @@ DIFFERENT = {
 
 def check_mismatch(comm: Communicator, which: str, async_op: bool) -> str:
     mine = DIFFERENT[which][1 if comm.rank == comm.world_size - 1 else 0]
-    with pytest.raises(MismatchError, match="called different operations") as caught:
+
+    def call() -> None:
         if mine is None:
             comm.all_reduce(np.ones(4, np.float32))
-        else:
-            done = comm.all_reduce_coalesced([x.copy() for x in mine], async_op=async_op)
-            if async_op:
-                done.wait()
+            return
+        done = comm.all_reduce_coalesced([x.copy() for x in mine], async_op=async_op)
+        if async_op:
+            done.wait()
+
+    with pytest.raises(MismatchError, match="called different operations") as caught:
+        call()
     return str(caught.value)
 
 

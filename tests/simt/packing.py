@@ -44,7 +44,8 @@ class Pieces:
     def call(self, packs: bool, arrays: list[Array], buffer: Array, on_cpu: bool = False) -> None:
         if on_cpu:
             pieces = [(array.ctypes.data, array.size) for array in arrays]
-            return (_core.pack if packs else _core.unpack)(pieces, buffer.ctypes.data)
+            (_core.pack if packs else _core.unpack)(pieces, buffer.ctypes.data)
+            return
         sizes = (ctypes.c_int64 * len(arrays))(*(array.size for array in arrays))
         number = ctypes.c_int(len(arrays))
         self.simt.call(

@@ -270,10 +270,14 @@ def check_different_lists(comm: Communicator) -> str:
     """As on CPUs, whatever is packed: here, or in the next call."""
     comm.use_device("simt")
     x = [np.ones(count + comm.rank, np.float32) for count in (5, 9 - 2 * comm.rank)]
-    with pytest.raises(MismatchError, match="called different operations") as caught:
+
+    def call() -> None:
         comm.all_reduce_coalesced(x)
         comm.synchronize()
         comm.barrier()
+
+    with pytest.raises(MismatchError, match="called different operations") as caught:
+        call()
     return str(caught.value)
 
 
