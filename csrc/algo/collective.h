@@ -61,9 +61,10 @@ struct Collective {
   // reduce_scatter, all_gather and all_to_all without them use input and output as one array.
   std::vector<SendPart> sends;
   std::vector<ReceivePart> receives;
-  // all_reduce: arrays of one dtype in place of input and output, which are null; they travel as one, packed
-  // (wire/packed_layout.h), of which count are the elements. Algorithms see the buffer only.
-  std::vector<ReceivePart> arrays;
+  // all_reduce, all_gather, reduce_scatter: what is packed into a buffer (wire/packed_layout.h) that stands for input
+  // and output, which are null, and what comes out of it. Algorithms see the buffer only: call_on_buffer().
+  std::vector<Piece> packed;
+  std::vector<Piece> unpacked;
   ListMark list;  // of the list that the call's arrays are a part of (comm/coalesced.h)
   CodecOptions codec;
   // The symmetric memory that input is in, if peers are to read it there (direct).
@@ -87,20 +88,19 @@ struct Collective {
   }
 };
 
-// The arrays of a packed call.
-inline std::vector<Piece> pieces_of(const Collective& call) {
-  std::vector<Piece> pieces;
-  pieces.reserve(call.arrays.size());
-  for (const ReceivePart& array : call.arrays) {
-    pieces.push_back({array.data, array.count * static_cast<int64_t>(dtype_size(call.dtype))});
-  }
-  return pieces;
+inline bool is_packed(const Collective& call) { return !call.unpacked.empty(); }
+// Of a packed call.
+inline int64_t buffer_bytes(const Collective& call, int world_size) {
+  return call.num_bytes() * (call.op == OpKind::all_reduce ? 1 : world_size);
 }
-// The call on the buffer that they are packed into.
-inline Collective call_on_buffer(Collective call, void* buffer) {
-  call.arrays.clear();
-  call.input = call.output = buffer;
-  return call;
+// A packed call on its buffer: packed goes to its input, unpacked comes from its output. A rank's own part is in place.
+inline Collective call_on_buffer(const Collective& call, int rank, uint8_t* buffer) {
+  Collective whole = call;
+  whole.packed.clear();
+  whole.unpacked.clear();
+  whole.input = buffer + (call.op == OpKind::all_gather ? rank * call.num_bytes() : 0);
+  whole.output = buffer + (call.op == OpKind::reduce_scatter ? rank * call.num_bytes() : 0);
+  return whole;
 }
 
 // Memory that a communicator keeps between calls.

@@ -232,11 +232,11 @@ int64_t run_through_host(ShmGroup& group, DeviceGroup& devices, Collective call,
 
 int64_t run_packed(ShmGroup& group, DeviceGroup& devices, const Collective& call,
                    const std::function<int64_t(const Collective&)>& run_on_host) {
-  const std::vector<Piece> pieces = pieces_of(call);
+  const Collective whole = call_on_buffer(call, group.rank(), devices.pack_buffer());
   devices.enter(call.stream);
-  cuda::pack(pieces, devices.pack_buffer(), call.stream);
-  const int64_t sent = run_on_device(group, devices, call_on_buffer(call, devices.pack_buffer()), run_on_host);
-  cuda::unpack(pieces, devices.pack_buffer(), call.stream);
+  cuda::pack(call.packed, const_cast<void*>(whole.input), call.stream);
+  const int64_t sent = run_on_device(group, devices, whole, run_on_host);
+  cuda::unpack(call.unpacked, whole.output, call.stream);
   devices.leave(call.stream);
   if (!devices.queues()) devices.finish(call.stream, group);
   return sent;
@@ -258,14 +258,16 @@ std::shared_ptr<DeviceGroup> make_device_group(int rank, int world_size, int dev
 
 void check_on_device(const Collective& call, const DeviceGroup& devices, int world_size) {
   if (world_size == 1 || devices.mode() == DeviceMode::host) return;
-  if (!call.arrays.empty()) return check_on_device(call_on_buffer(call, devices.pack_buffer()), devices, world_size);
+  if (is_packed(call)) {
+    return check_on_device(call_on_buffer(call, devices.rank(), devices.pack_buffer()), devices, world_size);
+  }
   cuda::check_collective(device_call_of(call, world_size), devices.layout());
 }
 
 int64_t run_on_device(ShmGroup& group, DeviceGroup& devices, const Collective& call,
                       const std::function<int64_t(const Collective&)>& run_on_host) {
   const runtime::DeviceGuard guard(devices.device());
-  if (!call.arrays.empty()) return run_packed(group, devices, call, run_on_host);
+  if (is_packed(call)) return run_packed(group, devices, call, run_on_host);
   switch (devices.mode()) {
     case DeviceMode::in_kernel:
       run_in_kernel(group, devices, call);

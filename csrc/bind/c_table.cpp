@@ -98,22 +98,25 @@ Request make_request(const rc_call& from, int world_size) {
   return request;
 }
 
-std::vector<ListedArray> listed(const rc_call& from, DType dtype) {
+std::vector<ListedArray> listed(const rc_call& from) {
   std::vector<ListedArray> arrays;
   arrays.reserve(static_cast<size_t>(from.num_arrays));
-  for (int64_t i = 0; i < from.num_arrays; ++i) arrays.push_back({from.arrays[i].data, from.arrays[i].count, dtype});
+  for (int64_t i = 0; i < from.num_arrays; ++i) {
+    const rc_array& array = from.arrays[i];
+    arrays.push_back({array.input, array.output, array.count, checked<DType>(array.dtype, kNumDTypes, "dtype id")});
+  }
   return arrays;
 }
 
 void run(Communicator& comm, const rc_call& call) {
   const Request request = make_request(call, comm.world_size());
-  if (call.arrays != nullptr) return comm.run_list(request.call, listed(call, request.call.dtype), request.tag);
+  if (call.is_list != 0) return comm.run_list(request.call, listed(call), request.tag);
   comm.run(request.call, request.algo_or_null(), request.tag);
 }
 
 std::shared_ptr<Work> submit(Communicator& comm, const rc_call& call) {
   const Request request = make_request(call, comm.world_size());
-  if (call.arrays != nullptr) return comm.submit_list(request.call, listed(call, request.call.dtype), request.tag);
+  if (call.is_list != 0) return comm.submit_list(request.call, listed(call), request.tag);
   return comm.submit(request.call, request.algo_or_null(), request.tag);
 }
 

@@ -111,12 +111,13 @@ py::object issue(Communicator& comm, const Request& request, const std::string& 
   return py::none();
 }
 
-// An address, elements and a dtype id each.
+// In place: an address, elements and a dtype id each.
 std::vector<ListedArray> listed(const std::vector<std::tuple<uintptr_t, int64_t, int>>& given) {
   std::vector<ListedArray> arrays;
   arrays.reserve(given.size());
   for (const auto& [address, count, dtype] : given) {
-    arrays.push_back({pointer<void>(address), count, checked<DType>(dtype, kNumDTypes, "dtype id")});
+    void* const data = pointer<void>(address);
+    arrays.push_back({data, data, count, checked<DType>(dtype, kNumDTypes, "dtype id")});
   }
   return arrays;
 }

@@ -50,10 +50,10 @@ Patience patience_of(const Collective& call) {
 
 // Zeros between packed arrays are not theirs.
 int64_t bytes_of_caller(const Collective& call) {
-  if (call.arrays.empty()) return call.num_bytes();
-  int64_t elems = 0;
-  for (const ReceivePart& array : call.arrays) elems += array.count;
-  return elems * static_cast<int64_t>(dtype_size(call.dtype));
+  if (!is_packed(call)) return call.num_bytes();
+  int64_t num_bytes = 0;
+  for (const Piece& piece : call.op == OpKind::all_gather ? call.packed : call.unpacked) num_bytes += piece.num_bytes;
+  return num_bytes;
 }
 
 bool premultiplies(const Collective& call) { return reduces(call.op) && call.reduce_op == ReduceOp::premul_sum; }
@@ -220,7 +220,7 @@ std::vector<Communicator::Prepared> Communicator::prepare_list(const Collective&
                                                                const std::vector<ListedArray>& arrays,
                                                                const std::string& tag) const {
   std::vector<Prepared> prepared;
-  for (Collective& call : calls_of_list(like, arrays, pack_limits(like.on_device, world_size_))) {
+  for (Collective& call : calls_of_list(like, arrays, rank_, world_size_)) {
     prepared.push_back(prepare(std::move(call), nullptr, tag));
   }
   return prepared;
@@ -487,16 +487,17 @@ int64_t Communicator::dispatch_on_device(const Collective& call) {
 }
 
 int64_t Communicator::run_on_host(const Collective& call) {
-  if (!call.arrays.empty()) return run_packed(call);
+  if (is_packed(call)) return run_packed(call);
   return premultiplies(call) ? dispatch(scale_input(call)) : dispatch(call);
 }
 
 int64_t Communicator::run_packed(const Collective& call) {
-  const std::vector<Piece> pieces = pieces_of(call);
-  uint8_t* const buffer = scratch_.bytes(packed_bytes(pieces));
-  cpu::pack(pieces, buffer);
-  const int64_t sent = run_on_host(call_on_buffer(call, buffer));
-  cpu::unpack(pieces, buffer);
+  // scale_input() takes the same memory, and scales a reduce_scatter's buffer in place.
+  uint8_t* const buffer = scratch_.bytes(buffer_bytes(call, world_size_));
+  const Collective whole = call_on_buffer(call, rank_, buffer);
+  cpu::pack(call.packed, const_cast<void*>(whole.input));
+  const int64_t sent = run_on_host(whole);
+  cpu::unpack(call.unpacked, whole.output);
   return sent;
 }
 

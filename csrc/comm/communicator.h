@@ -100,7 +100,7 @@ class Communicator {
   // The arrays must stay alive until the work is done. With arrays on GPUs, the call comes after what is on its stream
   // now, on a stream of the communicator's.
   std::shared_ptr<Work> submit(Collective call, const Algo* algo, const std::string& tag);
-  // The same for an all_reduce of a list (comm/coalesced.h). `like` says all but the arrays.
+  // The same for a list of arrays (comm/coalesced.h). `like` says all but the arrays.
   void run_list(const Collective& like, const std::vector<ListedArray>& arrays, const std::string& tag);
   std::shared_ptr<Work> submit_list(const Collective& like, const std::vector<ListedArray>& arrays,
                                     const std::string& tag);

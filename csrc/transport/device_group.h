@@ -82,6 +82,7 @@ class DeviceGroup {
   // Maps the peers' slabs. By rank; fds are borrowed.
   void open(const std::vector<runtime::MemoryHandle>& handles, const std::vector<int>& fds);
 
+  int rank() const { return rank_; }
   int device() const { return device_; }
   DeviceMode mode() const { return setup_.mode; }
   const std::string& reason() const { return setup_.reason; }

@@ -257,6 +257,50 @@ def lists_of_tensors_are_reduced_as_one(rank, world):
         raise AssertionError("nothing was raised")
 
 
+def lists_of_tensors_are_gathered_and_scattered_as_one(rank, world):
+    """Dtypes in turn; small, empty, large, odd, not contiguous, and in place."""
+    group, counts = dist.group.WORLD, (1, 5, 0, 256, 3, 30_000, 77) * 3
+    dtypes = (torch.float32, torch.bfloat16, torch.float32, torch.uint8)
+    kinds = [dtypes[k % len(dtypes)] for k in range(len(counts))]
+    both = list(zip(counts, kinds, strict=True))
+    parts = [numbers(rank, (count,), kind, k) for k, (count, kind) in enumerate(both)]
+    parts.append(numbers(rank, (4, 6)).t())
+    gathered = [torch.zeros(world * part.numel(), dtype=part.dtype) for part in parts]
+    gathered[1][5 * rank : 5 * rank + 5] = parts[1]
+    parts[1] = gathered[1][5 * rank : 5 * rank + 5]
+    wanted = [torch.empty_like(whole) for whole in gathered]
+    for whole, part in zip(wanted, parts, strict=True):
+        dist.all_gather_into_tensor(whole, part.contiguous())
+    group.allgather_into_tensor_coalesced(gathered, parts).wait()
+    assert all(map(torch.equal, gathered, wanted))
+
+    for op in (dist.ReduceOp.SUM, dist.ReduceOp.MAX, dist._make_nccl_premul_sum(0.5 + rank)):
+        floats = [k for k, part in enumerate(parts) if part.dtype != torch.uint8]
+        wholes = [wanted[k] * (rank + 1) for k in floats]
+        outs = [torch.full((parts[k].numel(),), -1.0, dtype=parts[k].dtype) for k in floats]
+        outs[1] = wholes[1].chunk(world)[rank]
+        single = [torch.empty_like(out) for out in outs]
+        for out, whole in zip(single, wholes, strict=True):
+            dist.reduce_scatter_tensor(out, whole.clone(), op)
+        options = dist.ReduceScatterOptions()
+        options.reduceOp = op
+        group.reduce_scatter_tensor_coalesced(outs, wholes, options).wait()
+        assert all(map(torch.equal, outs, single)), op
+
+
+def lists_of_gathers_that_differ_are_refused(rank, world):
+    group = dist.new_group()
+    ins = [torch.ones(4 + rank), torch.ones(5 - rank)]
+    outs = [torch.empty(world * x.numel()) for x in ins]
+    try:
+        group.allgather_into_tensor_coalesced(outs, ins).wait()
+        dist.barrier(group)
+    except dist.DistBackendError as error:
+        assert "of a list of 2 arrays, sizes #" in str(error), error
+    else:
+        raise AssertionError("nothing was raised")
+
+
 def lists_that_differ_are_refused(rank, world):
     group = dist.new_group()
     try:

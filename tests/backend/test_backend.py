@@ -14,6 +14,7 @@ COLLECTIVES, TRAINING = HERE / "collectives.py", HERE / "training.py"
 DETAIL = [
     "all_reduce_equals_gloo",
     "lists_of_tensors_are_reduced_as_one",
+    "lists_of_tensors_are_gathered_and_scattered_as_one",
     "gathers_and_scatters_of_lists_and_tensors",
     "objects_of_any_size",
     "messages_with_tags_and_any_source",
@@ -43,6 +44,7 @@ ALONE = [
     "sparse_sums",
     "objects_of_any_size",
     "lists_of_tensors_are_reduced_as_one",
+    "lists_of_tensors_are_gathered_and_scattered_as_one",
 ]
 
 
