@@ -14,11 +14,7 @@
 namespace ringcomm::cuda {
 namespace {
 
-#if defined(RC_SIMT)
-constexpr int kThreads = 32;
-#else
 constexpr int kThreads = 256;
-#endif
 constexpr int kInFlight = 4;  // units of a thread in a tile
 constexpr int kTileUnits = kThreads * kInFlight;
 constexpr int kMostPieces = 240;

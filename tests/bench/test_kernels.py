@@ -52,7 +52,7 @@ def test_emulated_gpus_run_the_same_and_the_fused_all_reduce(tmp_path: Path) -> 
     fused = [row for row in found["rows"] if row["op"] == "all_reduce x4"]
     assert [row["codec"] for row in fused] == ["none", "bf16", "int8"]
     assert all(row["algo"] == "two_shot" for row in fused)
-    assert len(found["rows"]) == 21 + 3
+    assert len(found["rows"]) == 23 + 3
 
 
 def test_a_wrong_result_is_noticed() -> None:

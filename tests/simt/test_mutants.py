@@ -183,7 +183,7 @@ IN_PACKING = {
 
 
 def packs(simt: Emulator, plan: tuple[str, int]) -> tuple[list[str], bool]:
-    pieces = Pieces(simt, (5, 32, 9000, 0, *range(1, 250)), (0, 0, 1, 0, 4))
+    pieces = Pieces(simt, (5, 32, 70_000, 0, *range(1, 250)), (0, 0, 1, 0, 4))
     reports, buffer = pieces.packed(plan)
     found, arrays = pieces.unpacked(plan)
     right = buffer.tobytes() == pieces.buffer.tobytes()

@@ -11,7 +11,7 @@ import pytest
 from tests.simt.emulator import PLANS, Emulator, EmulatorError
 from tests.simt.packing import Pieces
 
-TILE_BYTES = 2048  # of a block of the emulator's size; three blocks go round
+TILE_BYTES = 16 * 4 * 256  # of a block; on the emulator three of them go round
 PER_LAUNCH = 240
 SIZES = {
     "none": (),
@@ -20,8 +20,8 @@ SIZES = {
     "of all lengths": tuple(range(70)),
     "elements": (4, 8, 2, 16, 12, 6, 1, 0, 20),
     "one tile": (TILE_BYTES,),
-    "across tiles": (TILE_BYTES - 16, 48, 5 * TILE_BYTES + 7, 1, 0, 3000, TILE_BYTES),
-    "one huge": (3, 20_000, 5, 0, 17),
+    "across tiles": (TILE_BYTES - 16, 48, 3 * TILE_BYTES + 7, 1, 0, 3000, TILE_BYTES),
+    "one huge": (3, 100_000, 5, 0, 17),
     "a launch": (16,) * PER_LAUNCH,
     "two launches": (*range(PER_LAUNCH), 40, 0, 5),
     "three launches": (5,) * (2 * PER_LAUNCH + 1),
@@ -54,7 +54,7 @@ def test_every_byte_gets_to_its_place(simt: Emulator, sizes: str, shifts: str) -
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_all_schedules_give_the_same_bytes(simt: Emulator, plan: tuple[str, int]) -> None:
-    pieces = Pieces(simt, (5, 9000, 0, 33, 4096, 1), (0, 2, 1))
+    pieces = Pieces(simt, (5, 50_000, 0, 33, TILE_BYTES, 1), (0, 2, 1))
     reports, buffer = pieces.packed(plan)
     assert reports == []
     assert buffer.tobytes() == pieces.buffer.tobytes()
