@@ -292,8 +292,9 @@ class Communicator:
         """Reduces every array of a list over all ranks, in place: many small ones for little more than one.
 
         The same bits as :meth:`all_reduce` of each (``algo=None``). Arrays of one dtype travel together,
-        packed into one buffer: on CPUs those of up to 32 KiB, in calls of at most 512 KiB; on GPUs up to
-        2 MiB, at most 16 MiB, also inside a CUDA graph. Larger ones go alone, where they are.
+        packed into one buffer: on CPUs those of up to 16 KiB (32 KiB with more than two ranks), in calls of
+        at most 512 KiB; on GPUs up to 2 MiB, at most 16 MiB, also inside a CUDA graph. Larger ones go
+        alone, where they are.
 
         Args:
             arrays: List or tuple of arrays that do not overlap, of any dtypes; shapes and dtypes in the

@@ -14,10 +14,10 @@ from tests.dtypes import NUMPY, REDUCED, SCALED
 from tests.worlds import Worlds
 
 WORLD_SIZES = (1, 2, 3, 4)
-# In elements: scalars, odd, empty; up to what travels alone on CPUs (32 KiB) for every dtype.
+# In elements: scalars, odd, empty; one that travels alone on CPUs whatever its dtype.
 COUNTS = (1, 0, 7, 256, 1, 1021, 4, 33_001, 3, 0, 2)
 MANY = 300  # more than one launch packs, on GPUs
-ALONE_BYTES = 32 * 1024
+MOST_BYTES = 16 * 1024  # of an array that is packed, with two ranks
 CALL_BYTES = 512 * 1024
 
 Array = Any
@@ -96,7 +96,7 @@ def test_arrays_may_be_views(worlds: Worlds) -> None:
 def check_calls(comm: Communicator) -> list[int]:
     """How many collectives lists become."""
     calls = []
-    for counts in ((256,) * 64, (1,), (), (0, 0), (1, 0), (ALONE_BYTES // 4,) * 17, (8193,) * 3):
+    for counts in ((256,) * 64, (1,), (), (0, 0), (1, 0), (MOST_BYTES // 4,) * 33, (4097,) * 3):
         before = comm.stats().get("all_reduce", {"calls": 0})["calls"]
         comm.all_reduce_coalesced([np.ones(count, np.float32) for count in counts])
         calls.append(comm.stats()["all_reduce"]["calls"] - before)
@@ -104,7 +104,7 @@ def check_calls(comm: Communicator) -> list[int]:
 
 
 def test_small_arrays_share_calls(worlds: Worlds) -> None:
-    two_calls = -(-17 * ALONE_BYTES // CALL_BYTES)
+    two_calls = -(-33 * MOST_BYTES // CALL_BYTES)
     assert worlds.run(2, check_calls) == [[1, 1, 1, 1, 1, two_calls, 3]] * 2
 
 
