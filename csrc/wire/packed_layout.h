@@ -18,9 +18,9 @@ constexpr int64_t kPackedGranule = 16;
 // What an array takes in the buffer.
 RC_HD constexpr int64_t packed_bytes(int64_t num_bytes) { return round_up(num_bytes, kPackedGranule); }
 
-// Of a list of arrays: how many, and a hash of their dtypes and sizes in order. It is in the descriptor of every call that
-// comes of the list (wire/descriptor.h), because a packed call by itself shows a total only. Two lists of as many arrays
-// that differ have the same fingerprint once in 2^32 times.
+// Of a list of arrays: how many, and a hash of their dtypes and sizes in order. It is in the descriptor of every call
+// that comes of the list (wire/descriptor.h), because a packed call by itself shows a total only. Two lists of as many
+// arrays that differ have the same fingerprint once in 2^32 times.
 struct ListMark {
   int32_t num_arrays = -1;  // no list
   uint64_t hash = 0;
