@@ -43,6 +43,8 @@ def connect(world: World, args: argparse.Namespace) -> tuple[list[Contender], li
     missing = []
     if "comm" in args.path:
         contenders += [ours.Ringcomm(world.comm, codec, args.algo) for codec in args.codec]
+        if "coalesced" in args.op:
+            contenders.append(ours.OneByOne(world.comm))
         try:
             contenders.append(ours.Symmetric(world.comm))
         except Unsupported as reason:

@@ -1,9 +1,10 @@
-"""The kernels of the codecs and reductions, what else could do the same, and whether each did."""
+"""The kernels of codecs, reductions and packing, what else could do the same, and whether each did."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ __all__ = ["CODECS", "Entry", "Setting", "Wrong", "entries", "peers"]
 
 CODECS = ("bf16", "fp16", "int8", "int4")
 INPUTS = 4  # of a reduction
+PIECES = 64  # of what is packed
 DIVISOR = 3.0
 BLOCK = 32
 
@@ -81,6 +83,11 @@ class Setting:
         )
         return wire
 
+    def cuts(self) -> list[int]:
+        """Where the pieces of an array begin, in elements, and where the last one ends: whole blocks."""
+        share = -(-self.count // PIECES // BLOCK) * BLOCK
+        return [min(k * share, self.count) for k in range(PIECES + 1)]
+
     def expect(self, array: Array, expected: np.ndarray[Any, Any], what: str) -> None:
         """The same bytes."""
         found, wanted = self.device.fetch(array), expected.view(np.uint8)
@@ -108,6 +115,8 @@ def entries(setting: Setting) -> Iterator[Entry]:
     yield _reduce(setting)
     yield _reduce_hop(setting)
     yield _scale(setting)
+    yield _pack(setting)
+    yield _unpack(setting)
     if setting.dtype == "float32":
         yield _divide(setting)
 
@@ -243,6 +252,35 @@ def _scale(s: Setting) -> Entry:
     return Entry("scale", None, "ringcomm", 2 * s.count * s.item, work, check)
 
 
+def _pieces(s: Setting, array: Array) -> list[tuple[int, int]]:
+    base = s.device.pointer(array)
+    return [(base + i * s.item, (j - i) * s.item) for i, j in pairwise(s.cuts())]
+
+
+def _pack(s: Setting) -> Entry:
+    pieces, out = _pieces(s, s.inputs[0]), s.device.pointer(s.out)
+
+    def work() -> None:
+        _core.pack(pieces, out, stream=s.device.stream)
+
+    return Entry(
+        *(f"pack of {PIECES}", None, "ringcomm", 2 * s.count * s.item),
+        *(work, lambda: s.expect(s.out, s.raw[0], "pack")),
+    )
+
+
+def _unpack(s: Setting) -> Entry:
+    pieces, given = _pieces(s, s.out), s.device.pointer(s.inputs[1])
+
+    def work() -> None:
+        _core.unpack(pieces, given, stream=s.device.stream)
+
+    return Entry(
+        *(f"unpack of {PIECES}", None, "ringcomm", 2 * s.count * s.item),
+        *(work, lambda: s.expect(s.out, s.raw[1], "unpack")),
+    )
+
+
 def _divide(s: Setting) -> Entry:
     values = s.put(s.start, "float32")
     arguments = (s.device.pointer(values), s.count, DIVISOR)
@@ -327,6 +365,20 @@ def _torch(s: Setting) -> Iterator[Entry]:
     yield Entry(
         *(f"reduce of {INPUTS}", None, "torch", (INPUTS + 1) * count * s.item),
         *(reduce, lambda: s.expect_close(out, np.asarray(total), "torch's sum")),
+    )
+    sizes = [end - begin for begin, end in pairwise(s.cuts())]
+    whole, split = torch.empty_like(x), x.split(sizes)
+    yield Entry(
+        *(f"pack of {PIECES}", None, "torch", 2 * count * s.item),
+        lambda: torch.cat(split, out=whole),
+        lambda: s.expect(whole, s.raw[0], "torch's cat"),
+    )
+    parts = torch.empty_like(x)
+    to, given_parts = parts.split(sizes), s.inputs[1].split(sizes)
+    yield Entry(
+        *(f"unpack of {PIECES}", None, "torch", 2 * count * s.item),
+        lambda: torch._foreach_copy_(to, given_parts),
+        lambda: s.expect(parts, s.raw[1], "torch's copies"),
     )
     product = torch.empty_like(x)
     yield Entry(

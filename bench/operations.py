@@ -3,7 +3,8 @@
 ``size`` is that of the larger of a rank's two arrays, as in nccl-tests: all parts together in an
 all_gather, reduce_scatter, all_to_all, gather and scatter. all_reduce, reduce, broadcast and send_recv
 work in place, the others from one array into another; so for every contender. send_recv is a
-ping-pong of ranks 0 and 1, and its time one way.
+ping-pong of ranks 0 and 1, and its time one way. coalesced is an all_reduce of a list: 64 arrays that
+make up the size.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ OPERATIONS = {
     "gather": Operation(_others, rooted=True, parts=True),
     "scatter": Operation(_others, rooted=True, parts=True),
     "send_recv": Operation(_once, in_place=True),
+    "coalesced": Operation(lambda n: 2 * (n - 1) / n, in_place=True, reduces=True),
 }
+LIST = 64  # arrays of a coalesced call
 
 
 @dataclass
@@ -110,6 +113,10 @@ class Case:
             return Buffers(source, source)
         target = make(self.part if self.op in ("reduce_scatter", "scatter") else self.count)
         return Buffers(source, target.zero_())
+
+    def listed(self, target: torch.Tensor) -> list[torch.Tensor]:
+        """The arrays of a coalesced call."""
+        return list(target.tensor_split(LIST))
 
     def reset(self, buffers: Buffers, fill: float | None = None) -> None:
         """Gives an in-place operation its input back, or ``fill``."""

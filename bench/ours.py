@@ -12,7 +12,7 @@ from bench.contender import Contender, Unsupported
 from bench.operations import Buffers, Case
 from bench.torch_distributed import TorchDistributed
 
-__all__ = ["Ringcomm", "Symmetric", "through_dist"]
+__all__ = ["OneByOne", "Ringcomm", "Symmetric", "through_dist"]
 
 
 class Ringcomm(Contender):
@@ -53,11 +53,16 @@ class Ringcomm(Contender):
             return lambda: comm.gather(source, root, target if is_root else None)
         if case.op == "scatter":
             return lambda: comm.scatter(source if is_root else None, root, target)
+        if case.op == "coalesced":
+            arrays = case.listed(target)
+            return lambda: comm.all_reduce_coalesced(arrays, case.redop)
         return self._ping_pong(case, target)
 
     def describe(self, case: Case) -> dict[str, Any]:
         if case.op == "send_recv":
             return {"codec": self.codec, "wire_bytes": case.num_bytes}
+        if case.op == "coalesced":
+            return {"codec": self.codec}
         plan = self.comm.explain(case.plan_bytes, case.op, self.codec)
         forced = self.algo if case.op == "all_reduce" and self.codec == "none" else None
         return {"algo": forced or plan.algo, "codec": self.codec, "wire_bytes": plan.wire_bytes}
@@ -85,6 +90,23 @@ class Ringcomm(Contender):
             send(target, 0)
 
         return (first, second, lambda: None)[min(case.rank, 2)]
+
+
+class OneByOne(Ringcomm):
+    """A call for every array of a list, which is what a coalesced one is instead of."""
+
+    name = "singly"
+
+    def prepare(self, case: Case, buffers: Buffers) -> Callable[[], Any]:
+        if case.op != "coalesced":
+            raise Unsupported(f"{case.op} has one array")
+        all_reduce, op, arrays = self.comm.all_reduce, case.redop, case.listed(buffers.target)
+
+        def one_by_one() -> None:
+            for array in arrays:
+                all_reduce(array, op)
+
+        return one_by_one
 
 
 class Symmetric(Ringcomm):

@@ -88,6 +88,10 @@ def scale(
     num_elems: int,
     stream: int | None = None,
 ) -> None: ...
+def pack(pieces: Sequence[tuple[int, int]], buffer_ptr: int, stream: int | None = None) -> None: ...
+def unpack(
+    pieces: Sequence[tuple[int, int]], buffer_ptr: int, stream: int | None = None
+) -> None: ...
 def is_zero(ptr: int, num_bytes: int) -> bool: ...
 
 # -- arrays of other libraries --
@@ -253,6 +257,16 @@ class Communicator:
         algo: int = -1,
         tag: str = "",
         async_op: bool = False,
+        on_device: bool = False,
+        stream: int = 0,
+    ) -> Work | None: ...
+    def all_reduce_coalesced(
+        self,
+        arrays: Sequence[tuple[int, int, int]],
+        reduce_op: int,
+        tag: str = "",
+        async_op: bool = False,
+        factor: float = 1.0,
         on_device: bool = False,
         stream: int = 0,
     ) -> Work | None: ...

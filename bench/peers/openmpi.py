@@ -122,7 +122,18 @@ class OpenMpi(Contender):
             return lambda: comm.Gather(source, target if is_root else None, root)
         if case.op == "scatter":
             return lambda: comm.Scatter(source if is_root else None, target, root)
+        if case.op == "coalesced":
+            return self._one_by_one([self._view(x, case) for x in case.listed(buffers.target)], op)
         return self._ping_pong(case, target)
+
+    def _one_by_one(self, arrays: list[Any], op: Any) -> Callable[[], Any]:
+        comm, in_place = self._mpi.COMM_WORLD, self._mpi.IN_PLACE
+
+        def run() -> None:
+            for array in arrays:
+                comm.Allreduce(in_place, array, op)
+
+        return run
 
     def _view(self, tensor: torch.Tensor, case: Case) -> Any:
         """The tensor for mpi4py; as bytes where only bytes move."""

@@ -7,12 +7,14 @@
 #include <memory>
 #include <vector>
 
+#include "algo/pack.h"
 #include "base/cache_lines.h"
 #include "base/dtype.h"
 #include "codec/codec.h"
 #include "transport/shm_group.h"
 #include "transport/symmetric.h"
 #include "wire/descriptor.h"
+#include "wire/packed_layout.h"
 
 namespace ringcomm {
 
@@ -59,6 +61,11 @@ struct Collective {
   // reduce_scatter, all_gather and all_to_all without them use input and output as one array.
   std::vector<SendPart> sends;
   std::vector<ReceivePart> receives;
+  // all_reduce, all_gather, reduce_scatter: what is packed into a buffer (wire/packed_layout.h) that stands for input
+  // and output, which are null, and what comes out of it. Algorithms see the buffer only: call_on_buffer().
+  std::vector<Piece> packed;
+  std::vector<Piece> unpacked;
+  ListMark list;  // of the list that the call's arrays are a part of (comm/coalesced.h)
   CodecOptions codec;
   // The symmetric memory that input is in, if peers are to read it there (direct).
   std::shared_ptr<const SymmetricRegion> region;
@@ -80,6 +87,21 @@ struct Collective {
            (sends.empty() ? rank * num_bytes() : 0);
   }
 };
+
+inline bool is_packed(const Collective& call) { return !call.unpacked.empty(); }
+// Of a packed call.
+inline int64_t buffer_bytes(const Collective& call, int world_size) {
+  return call.num_bytes() * (call.op == OpKind::all_reduce ? 1 : world_size);
+}
+// A packed call on its buffer: packed goes to its input, unpacked comes from its output. A rank's own part is in place.
+inline Collective call_on_buffer(const Collective& call, int rank, uint8_t* buffer) {
+  Collective whole = call;
+  whole.packed.clear();
+  whole.unpacked.clear();
+  whole.input = buffer + (call.op == OpKind::all_gather ? rank * call.num_bytes() : 0);
+  whole.output = buffer + (call.op == OpKind::reduce_scatter ? rank * call.num_bytes() : 0);
+  return whole;
+}
 
 // Memory that a communicator keeps between calls.
 class Scratch {

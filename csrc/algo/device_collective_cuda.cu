@@ -1,5 +1,6 @@
 // Which file's kernels run a collective on GPUs, and what they ask of a call.
 #include "algo/device_kernels.h"
+#include "algo/pack.h"
 #include "base/error.h"
 #include "base/launch.h"
 #include "base/vector_access.h"
@@ -174,6 +175,7 @@ void load_kernels() {
     kernels->load();
   }
   load_kernel("format", format_kernel);
+  load_pack_kernels();
 }
 
 }  // namespace ringcomm::cuda

@@ -8,6 +8,8 @@
 //             round writes nothing (wire/device_layout.h).
 // host        copy the inputs to the host, run the collective there, copy the outputs back.
 //
+// Arrays that travel as one are packed on the stream before and unpacked after, in all modes.
+//
 // Ordering in stepped mode: the stream is done with a round before its step is published, so what a rank's kernel
 // wrote into a peer's slab is there before the peer launches the next one.
 #include "algo/on_device.h"
@@ -17,6 +19,7 @@
 #include <vector>
 
 #include "algo/direct_on_device.h"
+#include "algo/pack.h"
 #include "reduce/reduce.h"
 
 namespace ringcomm {
@@ -230,6 +233,18 @@ int64_t run_through_host(ShmGroup& group, DeviceGroup& devices, Collective call,
   return sent;
 }
 
+int64_t run_packed(ShmGroup& group, DeviceGroup& devices, const Collective& call,
+                   const std::function<int64_t(const Collective&)>& run_on_host) {
+  const Collective whole = call_on_buffer(call, group.rank(), devices.pack_buffer());
+  devices.enter(call.stream);
+  cuda::pack(call.packed, const_cast<void*>(whole.input), call.stream);
+  const int64_t sent = run_on_device(group, devices, whole, run_on_host);
+  cuda::unpack(call.unpacked, whole.output, call.stream);
+  devices.leave(call.stream);
+  if (!devices.queues()) devices.finish(call.stream, group);
+  return sent;
+}
+
 }  // namespace
 
 std::shared_ptr<DeviceGroup> make_device_group(int rank, int world_size, int device, const DeviceSetup& setup) {
@@ -253,12 +268,16 @@ void check_on_device(const Collective& call, const DeviceGroup& devices, int wor
              "), in which the host waits between the steps of a call; call it outside of the capture");
   }
   if (devices.mode() == DeviceMode::host) return;
+  if (is_packed(call)) {
+    return check_on_device(call_on_buffer(call, devices.rank(), devices.pack_buffer()), devices, world_size);
+  }
   cuda::check_collective(device_call_of(call, devices, world_size), devices.layout());
 }
 
 int64_t run_on_device(ShmGroup& group, DeviceGroup& devices, const Collective& call,
                       const std::function<int64_t(const Collective&)>& run_on_host) {
   const runtime::DeviceGuard guard(devices.device());
+  if (is_packed(call)) return run_packed(group, devices, call, run_on_host);
   if (devices.mode() == DeviceMode::host) return run_through_host(group, devices, call, run_on_host);
   const Algo algo =
       devices.mode() == DeviceMode::in_kernel ? run_in_kernel(group, devices, call) : run_stepped(group, devices, call);

@@ -98,6 +98,28 @@ Request make_request(const rc_call& from, int world_size) {
   return request;
 }
 
+std::vector<ListedArray> listed(const rc_call& from) {
+  std::vector<ListedArray> arrays;
+  arrays.reserve(static_cast<size_t>(from.num_arrays));
+  for (int64_t i = 0; i < from.num_arrays; ++i) {
+    const rc_array& array = from.arrays[i];
+    arrays.push_back({array.input, array.output, array.count, checked<DType>(array.dtype, kNumDTypes, "dtype id")});
+  }
+  return arrays;
+}
+
+void run(Communicator& comm, const rc_call& call) {
+  const Request request = make_request(call, comm.world_size());
+  if (call.is_list != 0) return comm.run_list(request.call, listed(call), request.tag);
+  comm.run(request.call, request.algo_or_null(), request.tag);
+}
+
+std::shared_ptr<Work> submit(Communicator& comm, const rc_call& call) {
+  const Request request = make_request(call, comm.world_size());
+  if (call.is_list != 0) return comm.submit_list(request.call, listed(call), request.tag);
+  return comm.submit(request.call, request.algo_or_null(), request.tag);
+}
+
 void call_back_when_done(Work& work, rc_done done, void* context) {
   work.on_done([done, context](const std::exception_ptr& error, int source) {
     if (!error) return done(context, nullptr, source);
@@ -121,18 +143,10 @@ const rc_table kTable = {
     [](rc_comm* comm) { return new_reference(communicator(comm)); },
     [](rc_comm* comm) { delete reinterpret_cast<Reference*>(comm); },
     [](rc_comm* comm, const rc_call* call, rc_error* error) {
-      return guarded(error, [&] {
-        const Reference& target = communicator(comm);
-        const Request request = make_request(*call, target->world_size());
-        target->run(request.call, request.algo_or_null(), request.tag);
-      });
+      return guarded(error, [&] { run(*communicator(comm), *call); });
     },
     [](rc_comm* comm, const rc_call* call, rc_done done, void* context, rc_error* error) {
-      return guarded(error, [&] {
-        const Reference& target = communicator(comm);
-        const Request request = make_request(*call, target->world_size());
-        call_back_when_done(*target->submit(request.call, request.algo_or_null(), request.tag), done, context);
-      });
+      return guarded(error, [&] { call_back_when_done(*submit(*communicator(comm), *call), done, context); });
     },
     [](rc_comm* comm, const void* data, int64_t num_bytes, int32_t to_rank, int32_t tag, rc_done done, void* context,
        rc_error* error) {

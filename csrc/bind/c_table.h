@@ -14,7 +14,7 @@ extern "C" {
 #endif
 
 // A table of version N has the functions of N at their places; a newer core may append more.
-#define RC_TABLE_VERSION 2
+#define RC_TABLE_VERSION 3
 #define RC_TABLE_CAPSULE "ringcomm._core.c_table"
 #define RC_COMM_CAPSULE "ringcomm._core.Communicator"
 
@@ -54,6 +54,15 @@ typedef struct rc_part {
   int64_t count;
 } rc_part;
 
+// One array of a list; fields as in rc_call.
+typedef struct rc_array {
+  const void* input;
+  void* output;
+  int64_t count;
+  int32_t dtype;
+  uint32_t reserved;
+} rc_array;
+
 // One call of one collective; fields as in Collective (algo/collective.h).
 typedef struct rc_call {
   int32_t op;
@@ -72,7 +81,9 @@ typedef struct rc_call {
   const char* tag;          // null: none
   void* stream;             // cudaStream_t; with on_device
   uint32_t on_device;       // memory is that of this rank's GPU
-  uint32_t reserved;
+  uint32_t is_list;         // all_reduce, all_gather, reduce_scatter: arrays instead of input, output, count and dtype
+  const rc_array* arrays;
+  int64_t num_arrays;
 } rc_call;
 
 // Called once when a call has ended: `error` is null on success and valid only during the callback;

@@ -1,14 +1,16 @@
-// Codecs and reductions on pointers. Arguments are integers; the GIL is released around long work. `stream` says where:
-// None is the CPU, on the calling thread; a CUDA stream means memory of a GPU, and the call returns when the work is
-// queued.
+// Codecs, reductions and packing on pointers. Arguments are integers; the GIL is released around long work. `stream`
+// says where: None is the CPU, on the calling thread; a CUDA stream means memory of a GPU, and the call returns when
+// the work is queued.
 #include "codec/codec.h"
 
 #include <pybind11/stl.h>
 
 #include <cstring>
 #include <optional>
+#include <utility>
 #include <vector>
 
+#include "algo/pack.h"
 #include "base/error.h"
 #include "base/runtime.h"
 #include "bind/arguments.h"
@@ -147,6 +149,32 @@ void scale(int64_t dtype, uintptr_t input, double factor, uintptr_t output, int6
       [&](Stream queue) { cuda::scale(dtype_id, values, factor, result, num_elems, queue); });
 }
 
+// Addresses and bytes.
+std::vector<Piece> pieces_of(const std::vector<std::pair<uintptr_t, int64_t>>& given) {
+  std::vector<Piece> pieces;
+  for (const auto& [address, num_bytes] : given) {
+    RC_CHECK(num_bytes >= 0, "num_bytes of a piece must not be negative, got ", num_bytes);
+    pieces.push_back({pointer<void>(address), num_bytes});
+  }
+  return pieces;
+}
+
+void pack(const std::vector<std::pair<uintptr_t, int64_t>>& given, uintptr_t buffer, OptionalStream stream) {
+  const std::vector<Piece> pieces = pieces_of(given);
+  auto* const to = pointer<void>(buffer);
+  run(
+      packed_bytes(pieces), stream, buffer, [&] { cpu::pack(pieces, to); },
+      [&](Stream queue) { cuda::pack(pieces, to, queue); });
+}
+
+void unpack(const std::vector<std::pair<uintptr_t, int64_t>>& given, uintptr_t buffer, OptionalStream stream) {
+  const std::vector<Piece> pieces = pieces_of(given);
+  const auto* const from = pointer<const void>(buffer);
+  run(
+      packed_bytes(pieces), stream, buffer, [&] { cpu::unpack(pieces, from); },
+      [&](Stream queue) { cuda::unpack(pieces, from, queue); });
+}
+
 // On the CPU. True if every byte is zero; stops at the first piece that is not.
 bool is_zero(uintptr_t address, int64_t num_bytes) {
   RC_CHECK(num_bytes >= 0, "num_bytes must not be negative, got ", num_bytes);
@@ -199,6 +227,8 @@ void bind_codec(py::module_& module) {
              py::arg("num_inputs"), py::arg("output_ptr"), py::arg("num_elems"), py::arg("stream") = py::none());
   module.def("scale", &scale, py::arg("dtype"), py::arg("input_ptr"), py::arg("factor"), py::arg("output_ptr"),
              py::arg("num_elems"), py::arg("stream") = py::none());
+  module.def("pack", &pack, py::arg("pieces"), py::arg("buffer_ptr"), py::arg("stream") = py::none());
+  module.def("unpack", &unpack, py::arg("pieces"), py::arg("buffer_ptr"), py::arg("stream") = py::none());
   module.def("is_zero", &is_zero, py::arg("ptr"), py::arg("num_bytes"));
 }
 

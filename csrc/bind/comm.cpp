@@ -111,6 +111,17 @@ py::object issue(Communicator& comm, const Request& request, const std::string& 
   return py::none();
 }
 
+// In place: an address, elements and a dtype id each.
+std::vector<ListedArray> listed(const std::vector<std::tuple<uintptr_t, int64_t, int>>& given) {
+  std::vector<ListedArray> arrays;
+  arrays.reserve(given.size());
+  for (const auto& [address, count, dtype] : given) {
+    void* const data = pointer<void>(address);
+    arrays.push_back({data, data, count, checked<DType>(dtype, kNumDTypes, "dtype id")});
+  }
+  return arrays;
+}
+
 // Waits for a message, or returns the Work of an asynchronous one.
 template <typename Post>
 std::shared_ptr<Work> issue_message(Communicator& comm, bool async_op, const Post& post) {
@@ -322,6 +333,20 @@ void bind_comm(py::module_& module) {
           py::arg("up"), py::arg("down"), py::arg("stochastic") = false, py::arg("seed") = 0, py::arg("step") = 0,
           py::arg("residual") = 0, py::arg("owner_residual") = 0, py::arg("algo") = -1, py::arg("tag") = "",
           py::arg("async_op") = false, py::arg("on_device") = false, py::arg("stream") = 0)
+      .def(
+          "all_reduce_coalesced",
+          [](Communicator& comm, const std::vector<std::tuple<uintptr_t, int64_t, int>>& given, int reduce_op,
+             const std::string& tag, bool async_op, double factor, bool on_device, uintptr_t stream) -> py::object {
+            const std::vector<ListedArray> arrays = listed(given);
+            Request request = make_request(static_cast<int>(OpKind::all_reduce), 0, 0, 0, 0, reduce_op, -1, -1);
+            request.call.factor = factor;
+            put_on_device(request, on_device, stream);
+            if (async_op) return py::cast(without_gil([&] { return comm.submit_list(request.call, arrays, tag); }));
+            without_gil([&] { comm.run_list(request.call, arrays, tag); });
+            return py::none();
+          },
+          py::arg("arrays"), py::arg("reduce_op"), py::arg("tag") = "", py::arg("async_op") = false,
+          py::arg("factor") = 1.0, py::arg("on_device") = false, py::arg("stream") = 0)
       .def(
           "send",
           [](Communicator& comm, uintptr_t data, int64_t num_bytes, int dst, int tag, bool async_op) {

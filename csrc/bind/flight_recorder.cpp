@@ -37,7 +37,7 @@ py::list flight_records(const FlightRecorder& recorder) {
     row["reduce_op"] = reduces(d.op) ? py::object(py::str(reduce_op_name(d.reduce_op))) : py::none();
     row["algo"] = has_data ? py::object(py::str(algo_name(record.algo))) : py::none();
     row["codec"] = codec_text(d);
-    row["root"] = d.root < 0 ? py::none() : py::object(py::int_(d.root));
+    row["root"] = !has_root(d.op) ? py::none() : py::object(py::int_(d.root));
     row["tag"] = py::reinterpret_steal<py::object>(
         PyUnicode_DecodeUTF8(d.tag, static_cast<Py_ssize_t>(strnlen(d.tag, kTagBytes)), "replace"));
     row["created_ns"] = time(record.created_ns);

@@ -38,6 +38,14 @@ Patience patience_of(const Collective& call) {
   return patience;
 }
 
+// Zeros between packed arrays are not theirs.
+int64_t bytes_of_caller(const Collective& call) {
+  if (!is_packed(call)) return call.num_bytes();
+  int64_t num_bytes = 0;
+  for (const Piece& piece : call.op == OpKind::all_gather ? call.packed : call.unpacked) num_bytes += piece.num_bytes;
+  return num_bytes;
+}
+
 bool premultiplies(const Collective& call) { return reduces(call.op) && call.reduce_op == ReduceOp::premul_sum; }
 
 void check_not_forked(uint64_t fork_generation) {
@@ -158,7 +166,7 @@ void Communicator::check_usable() const {
   if (closed_.load(std::memory_order_acquire)) RC_FAIL(aborted, "this communicator is closed; init() a new one");
 }
 
-Descriptor Communicator::prepare(Collective& call, const Algo* algo, const std::string& tag) const {
+Communicator::Prepared Communicator::prepare(Collective call, const Algo* algo, const std::string& tag) const {
   check_usable();
   check_call(call, rank_, world_size_);
   const bool has_codec = call.codec.up != CodecId::none;
@@ -189,8 +197,23 @@ Descriptor Communicator::prepare(Collective& call, const Algo* algo, const std::
     if (call.codec.owner_residual != nullptr) descriptor.flags |= kFlagOwnerResidual;
   }
   if (call.on_device) descriptor.flags |= kFlagOnDevice;
+  if (call.list.num_arrays >= 0) {
+    descriptor.flags |= kFlagList;
+    descriptor.root = call.list.num_arrays;
+    descriptor.region ^= call.list.fingerprint();
+  }
   std::memcpy(descriptor.tag, tag.data(), tag.size());
-  return descriptor;
+  return {std::move(call), descriptor};
+}
+
+std::vector<Communicator::Prepared> Communicator::prepare_list(const Collective& like,
+                                                               const std::vector<ListedArray>& arrays,
+                                                               const std::string& tag) const {
+  std::vector<Prepared> prepared;
+  for (Collective& call : calls_of_list(like, arrays, rank_, world_size_)) {
+    prepared.push_back(prepare(std::move(call), nullptr, tag));
+  }
+  return prepared;
 }
 
 void Communicator::choose(Collective& call, const Algo* algo) const {
@@ -216,57 +239,84 @@ void Communicator::choose(Collective& call, const Algo* algo) const {
   }
 }
 
-bool Communicator::take_turn(const Collective& call, const Descriptor& descriptor, Clock::time_point* start) {
+bool Communicator::take_turn(const Prepared& prepared, Clock::time_point* start) {
   std::lock_guard<std::mutex> lock(mutex_);
   if (busy_ || !queue_.empty() || stop_) return false;
   busy_ = true;
   *start = Clock::now();
-  recorder_.add(call, descriptor, *start);
+  recorder_.add(prepared.call, prepared.descriptor, *start);
   recorder_.start(*start);
   return true;
 }
 
 void Communicator::run(Collective call, const Algo* algo, const std::string& tag) {
-  const Descriptor descriptor = prepare(call, algo, tag);
+  run(prepare(std::move(call), algo, tag));
+}
+
+void Communicator::run_list(const Collective& like, const std::vector<ListedArray>& arrays, const std::string& tag) {
+  for (const Prepared& prepared : prepare_list(like, arrays, tag)) run(prepared);
+}
+
+void Communicator::run(const Prepared& prepared) {
   Clock::time_point start;
-  if (!take_turn(call, descriptor, &start)) {
+  if (!take_turn(prepared, &start)) {
     std::unique_lock<std::mutex> lock(mutex_);
-    const std::shared_ptr<Work> work = enqueue(call, descriptor);
+    const std::shared_ptr<Work> work = enqueue(prepared);
     lock.unlock();
     return wait_interruptibly(*work, "while a call waited for its turn");
   }
+  const OpKind op = prepared.call.op;
   try {
-    finish_turn(call.op, start, execute(call, descriptor, start));
+    finish_turn(op, start, execute(prepared, start));
   } catch (...) {
-    finish_turn(call.op, start, {});
+    finish_turn(op, start, {});
     throw;
   }
 }
 
 std::shared_ptr<Work> Communicator::submit(Collective call, const Algo* algo, const std::string& tag) {
-  const Descriptor descriptor = prepare(call, algo, tag);
-  if (call.on_device) call.stream = devices_->branch(call.stream);
+  std::vector<Prepared> calls;
+  calls.push_back(prepare(std::move(call), algo, tag));
+  return submit(std::move(calls));
+}
+
+std::shared_ptr<Work> Communicator::submit_list(const Collective& like, const std::vector<ListedArray>& arrays,
+                                                const std::string& tag) {
+  return submit(prepare_list(like, arrays, tag));
+}
+
+std::shared_ptr<Work> Communicator::submit(std::vector<Prepared> calls) {
+  const bool on_device = calls.front().call.on_device;
+  if (on_device) {
+    const Stream stream = devices_->branch(calls.front().call.stream);
+    for (Prepared& prepared : calls) prepared.call.stream = stream;
+  }
+  std::shared_ptr<Work> last;
   Clock::time_point start;
-  if (!call.on_device || !devices_->queues() || !take_turn(call, descriptor, &start)) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    return enqueue(call, descriptor);
-  }
+  size_t next = 0;
   // A call that is over when it is queued needs no thread of its own.
-  const auto work = std::make_shared<Work>();
-  std::exception_ptr error;
-  OpStats stats;
-  try {
-    stats = execute(call, descriptor, start);
-    mark_end(*work, call);
-  } catch (const Interrupted&) {
-    finish_turn(call.op, start, {});
-    throw;
-  } catch (...) {
-    error = std::current_exception();
+  for (; next < calls.size() && on_device && devices_->queues() && take_turn(calls[next], &start); ++next) {
+    const Prepared& prepared = calls[next];
+    last = std::make_shared<Work>();
+    std::exception_ptr error;
+    OpStats stats;
+    try {
+      stats = execute(prepared, start);
+      mark_end(*last, prepared.call);
+    } catch (const Interrupted&) {
+      finish_turn(prepared.call.op, start, {});
+      throw;
+    } catch (...) {
+      error = std::current_exception();
+    }
+    finish_turn(prepared.call.op, start, stats);
+    last->finish(error);
+    if (error) return last;
   }
-  finish_turn(call.op, start, stats);
-  work->finish(error);
-  return work;
+  // All or none of them, if the communicator is being closed.
+  std::lock_guard<std::mutex> lock(mutex_);
+  for (; next < calls.size(); ++next) last = enqueue(std::move(calls[next]));
+  return last;
 }
 
 // The call has just been queued.
@@ -307,11 +357,11 @@ void Communicator::report_interrupt(const std::exception& error, const std::stri
   if (group_) group_->report_interrupt(error, where);
 }
 
-std::shared_ptr<Work> Communicator::enqueue(const Collective& call, const Descriptor& descriptor) {
+std::shared_ptr<Work> Communicator::enqueue(Prepared prepared) {
   if (stop_) RC_FAIL(aborted, "this communicator is closed; init() a new one");
   if (!progress_thread_.joinable()) progress_thread_ = std::thread([this] { progress(); });
-  recorder_.add(call, descriptor, Clock::now());
-  queue_.push_back({call, descriptor, std::make_shared<Work>()});
+  recorder_.add(prepared.call, prepared.descriptor, Clock::now());
+  queue_.push_back({std::move(prepared), std::make_shared<Work>()});
   changed_.notify_all();
   return queue_.back().work;
 }
@@ -330,12 +380,12 @@ void Communicator::progress() {
     std::exception_ptr error;
     OpStats stats;
     try {
-      stats = execute(pending.call, pending.descriptor, start);
-      mark_end(*pending.work, pending.call);
+      stats = execute(pending.prepared, start);
+      mark_end(*pending.work, pending.prepared.call);
     } catch (...) {
       error = std::current_exception();
     }
-    finish_turn(pending.call.op, start, stats);
+    finish_turn(pending.prepared.call.op, start, stats);
     pending.work->finish(error);
     lock.lock();
   }
@@ -362,10 +412,11 @@ void Communicator::finish_turn(OpKind op, Clock::time_point start, const OpStats
   changed_.notify_all();
 }
 
-OpStats Communicator::execute(const Collective& call, const Descriptor& descriptor, Clock::time_point start) {
+OpStats Communicator::execute(const Prepared& prepared, Clock::time_point start) {
+  const Collective& call = prepared.call;
   OpStats stats;
   stats.calls = 1;
-  stats.bytes = static_cast<uint64_t>(call.num_bytes());
+  stats.bytes = static_cast<uint64_t>(bytes_of_caller(call));
   if (!group_) RC_FAIL(aborted, "this communicator is closed; init() a new one");
   if (world_size_ == 1) {
     group_->throw_if_failed();
@@ -376,7 +427,7 @@ OpStats Communicator::execute(const Collective& call, const Descriptor& descript
     }
   } else {
     try {
-      group_->begin(descriptor, patience_of(call));
+      group_->begin(prepared.descriptor, patience_of(call));
       stats.bytes_sent = static_cast<uint64_t>(call.on_device ? dispatch_on_device(call) : run_on_host(call));
     } catch (const std::exception& error) {
       // Usually the group's fault, which fail() throws again. Anything else would leave the peers waiting.
@@ -388,7 +439,7 @@ OpStats Communicator::execute(const Collective& call, const Descriptor& descript
   }
   stats.seconds = std::chrono::duration<double>(Clock::now() - start).count();
   if (logs(LogLevel::trace)) {
-    log(LogLevel::trace, "COLL", describe(descriptor, world_size_ == 1 ? 0 : group_->seq()), ": ",
+    log(LogLevel::trace, "COLL", describe(prepared.descriptor, world_size_ == 1 ? 0 : group_->seq()), ": ",
         static_cast<int64_t>(stats.seconds * 1e6), " us");
   }
   return stats;
@@ -428,7 +479,18 @@ int64_t Communicator::dispatch_on_device(const Collective& call) {
 }
 
 int64_t Communicator::run_on_host(const Collective& call) {
+  if (is_packed(call)) return run_packed(call);
   return premultiplies(call) ? dispatch(scale_input(call)) : dispatch(call);
+}
+
+int64_t Communicator::run_packed(const Collective& call) {
+  // scale_input() takes the same memory, and scales a reduce_scatter's buffer in place.
+  uint8_t* const buffer = scratch_.bytes(buffer_bytes(call, world_size_));
+  const Collective whole = call_on_buffer(call, rank_, buffer);
+  cpu::pack(call.packed, const_cast<void*>(whole.input));
+  const int64_t sent = run_on_host(whole);
+  cpu::unpack(call.unpacked, whole.output);
+  return sent;
 }
 
 int64_t Communicator::dispatch(const Collective& call) {

@@ -19,6 +19,7 @@
 
 #include "algo/collective.h"
 #include "algo/on_device.h"
+#include "comm/coalesced.h"
 #include "comm/flight_recorder.h"
 #include "comm/selection.h"
 #include "transport/p2p_engine.h"
@@ -100,6 +101,10 @@ class Communicator {
   // The arrays must stay alive until the work is done. With arrays on GPUs, the call comes after what is on its stream
   // now, on a stream of the communicator's.
   std::shared_ptr<Work> submit(Collective call, const Algo* algo, const std::string& tag);
+  // The same for a list of arrays (comm/coalesced.h). `like` says all but the arrays.
+  void run_list(const Collective& like, const std::vector<ListedArray>& arrays, const std::string& tag);
+  std::shared_ptr<Work> submit_list(const Collective& like, const std::vector<ListedArray>& arrays,
+                                    const std::string& tag);
 
   // Maps symmetric memory, of which every rank has a segment of num_bytes; the same calls in the same order
   // on all ranks. Arrays inside it take the direct path as long as the region lives.
@@ -141,16 +146,23 @@ class Communicator {
   void close();
 
  private:
-  struct Pending {
+  // A call that has been checked.
+  struct Prepared {
     Collective call;
     Descriptor descriptor;
+  };
+  struct Pending {
+    Prepared prepared;
     std::shared_ptr<Work> work;
   };
 
+  void run(const Prepared& prepared);
+  // Of calls that come one after the other, the work of the last one: an error of another is its error, too.
+  std::shared_ptr<Work> submit(std::vector<Prepared> calls);
   // Waits for the turn of a call that found the communicator busy.
-  std::shared_ptr<Work> enqueue(const Collective& call, const Descriptor& descriptor);
+  std::shared_ptr<Work> enqueue(Prepared prepared);
   // If nobody has the turn or waits for it.
-  bool take_turn(const Collective& call, const Descriptor& descriptor, Clock::time_point* start);
+  bool take_turn(const Prepared& prepared, Clock::time_point* start);
   void mark_end(Work& work, const Collective& call) const;
   void wait_interruptibly(const Work& work, const std::string& where);
   void wait_for_event(const runtime::Event& event) const;
@@ -161,9 +173,13 @@ class Communicator {
   void report_interrupt(const std::exception& error, const std::string& where);
   void finish_and_leave(const std::function<void()>& check_interrupt);
   void check_usable() const;
-  Descriptor prepare(Collective& call, const Algo* algo, const std::string& tag) const;
-  OpStats execute(const Collective& call, const Descriptor& descriptor, Clock::time_point start);
+  Prepared prepare(Collective call, const Algo* algo, const std::string& tag) const;
+  // All of them before the first is sent.
+  std::vector<Prepared> prepare_list(const Collective& like, const std::vector<ListedArray>& arrays,
+                                     const std::string& tag) const;
+  OpStats execute(const Prepared& prepared, Clock::time_point start);
   int64_t run_on_host(const Collective& call);
+  int64_t run_packed(const Collective& call);
   int64_t dispatch(const Collective& call);
   int64_t dispatch_on_device(const Collective& call);
   void choose(Collective& call, const Algo* algo) const;

@@ -69,6 +69,7 @@ RingBackend::WorkPtr RingBackend::allreduce_coalesced(Tensors& tensors,
     rc_call& call = operation.reduce(core_->ops().all_reduce, tensor, tensor.numel(), options.reduceOp);
     call.input = call.output = data;
   }
+  operation.coalesce();
   operation.inputs = operation.outputs = tensors;
   return launch(std::move(operation), options.asyncOp, options.timeout);
 }
@@ -165,6 +166,7 @@ RingBackend::WorkPtr RingBackend::allgather_into_tensor_coalesced(Tensors& outpu
   Operation operation(*core_, OpType::COALESCED, "ringcomm:all_gather_into_tensor", "allgather_into_tensor_coalesced");
   operation.check(outputs.size() == inputs.size(), "requires input/output tensor lists to have the same length");
   for (size_t i = 0; i < inputs.size(); ++i) add_all_gather(operation, outputs[i], inputs[i]);
+  operation.coalesce();
   operation.inputs = inputs;
   operation.outputs = outputs;
   return launch(std::move(operation), options.asyncOp, options.timeout);
@@ -229,6 +231,7 @@ RingBackend::WorkPtr RingBackend::reduce_scatter_tensor_coalesced(Tensors& outpu
   Operation operation(*core_, OpType::COALESCED, "ringcomm:reduce_scatter_tensor", "reduce_scatter_tensor_coalesced");
   operation.check(outputs.size() == inputs.size(), "requires input/output tensor lists to have the same length");
   for (size_t i = 0; i < inputs.size(); ++i) add_reduce_scatter(operation, outputs[i], inputs[i], options.reduceOp);
+  operation.coalesce();
   operation.inputs = inputs;
   operation.outputs = outputs;
   return launch(std::move(operation), options.asyncOp, options.timeout);

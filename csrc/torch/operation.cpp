@@ -113,6 +113,15 @@ rc_call& Operation::reduce(int32_t op, const at::Tensor& like, int64_t num_items
   return call;
 }
 
+void Operation::coalesce() {
+  if (calls.empty()) return;
+  for (const rc_call& call : calls) arrays_.push_back({call.input, call.output, call.count, call.dtype, 0});
+  calls.resize(1);
+  calls[0].is_list = 1;
+  calls[0].arrays = arrays_.data();
+  calls[0].num_arrays = static_cast<int64_t>(arrays_.size());
+}
+
 const rc_part* Operation::own(std::vector<rc_part> parts) {
   parts_.push_back(std::move(parts));
   return parts_.back().data();

@@ -39,6 +39,8 @@ class Operation {
   rc_call& reduce(int32_t op, const at::Tensor& like, int64_t num_items, const c10d::ReduceOp& reduce_op,
                   int root = -1);
   rc_call& synchronize(int32_t op) { return add(op, {0, 0}, 0, -1); }
+  // Makes one call on a list of the calls so far, which are of one operation and operator, and without parts.
+  void coalesce();
   // Parts by rank, of tensors or of pieces of one tensor.
   const rc_part* read_parts(at::ArrayRef<at::Tensor> tensors);
   const rc_part* write_parts(at::ArrayRef<at::Tensor> tensors);
@@ -81,6 +83,7 @@ class Operation {
   c10::SmallVector<at::Tensor, 2> kept_;
   std::vector<std::pair<at::Tensor, at::Tensor>> copies_;  // to, from
   std::deque<std::vector<rc_part>> parts_;                 // a deque: addresses stay
+  std::vector<rc_array> arrays_;                           // of a coalesced call
 };
 
 }  // namespace ringcomm::adapter

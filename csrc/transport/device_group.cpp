@@ -205,7 +205,9 @@ DeviceGroup::DeviceGroup(int rank, int world_size, int device, DeviceSetup setup
   own_stream_ = runtime::OwnStream(device);
   last_ = runtime::Event(device);
   round_ = runtime::Event(device);
-  if (world_size == 1 || setup_.mode == DeviceMode::host) return;
+  if (world_size == 1) return;
+  pack_buffer_ = runtime::DeviceMemory(device, kPackBytes);
+  if (setup_.mode == DeviceMode::host) return;
   slabs_.resize(static_cast<size_t>(world_size));
   slabs_[static_cast<size_t>(rank)] = runtime::SharedMemory::allocate(device, setup_.layout.total_bytes());
 }
@@ -318,6 +320,7 @@ void DeviceGroup::drain(ShmGroup& group, const std::function<void()>& check) {
           "' leaves although its GPU has not finished: memory that it may still use is not freed");
       static_cast<void>(new std::vector<runtime::SharedMemory>(std::move(slabs_)));
       static_cast<void>(new std::shared_ptr<runtime::PinnedMemory>(watch_));
+      static_cast<void>(new runtime::DeviceMemory(std::move(pack_buffer_)));
       arrays.abandon();
       return;
     }
@@ -336,6 +339,7 @@ void DeviceGroup::release(const ShmGroup& group) {
     static_cast<void>(new std::vector<runtime::SharedMemory>(std::move(slabs_)));
   }
   slabs_.clear();
+  pack_buffer_ = runtime::DeviceMemory();
   scratch_ = runtime::PinnedMemory();
   scratch_bytes_ = 0;
 }

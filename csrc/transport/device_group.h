@@ -88,6 +88,7 @@ class DeviceGroup {
   // Maps the peers' slabs. By rank; fds are borrowed.
   void open(const std::vector<runtime::MemoryHandle>& handles, const std::vector<int>& fds);
 
+  int rank() const { return rank_; }
   int device() const { return device_; }
   DeviceMode mode() const { return setup_.mode; }
   const std::string& reason() const { return setup_.reason; }
@@ -103,6 +104,11 @@ class DeviceGroup {
   uint32_t epoch = 0;
   // Page-locked memory of the host, until the next call asks for it.
   uint8_t* scratch(int64_t num_bytes);
+  // kPackBytes on this GPU, from the start, for arrays that one collective moves as one; null with a single rank.
+  // Allocated with the group: later, it might wait for a kernel that waits for this very thread, and never while a
+  // graph is captured. For one call at a time, between enter() and leave().
+  uint8_t* pack_buffer() const { return pack_buffer_.data(); }
+  static constexpr int64_t kPackBytes = int64_t{16} << 20;
 
   // ---- order on this GPU. Nothing of it happens while `stream` is captured: a graph orders itself
 
@@ -150,6 +156,7 @@ class DeviceGroup {
   runtime::Event last_;   // the end of the last call
   runtime::Event round_;  // ... of the last round
   runtime::PinnedMemory scratch_;
+  runtime::DeviceMemory pack_buffer_;
   int64_t scratch_bytes_ = 0;
 
   mutable std::mutex mutex_;  // guards what follows

@@ -1,5 +1,7 @@
 #include "wire/descriptor.h"
 
+#include <cstdio>
+
 #include "base/error.h"
 #include "wire/codec_format.h"
 
@@ -11,9 +13,16 @@ std::string describe(const Descriptor& d, uint32_t seq) {
     text = dtype_name(d.dtype);
     if (!is_exchange(d.op)) text += concat(" x ", d.count);
     if (reduces(d.op)) text += concat(", ", reduce_op_name(d.reduce_op));
-    if (d.root >= 0) text += concat(", root ", d.root);
+    const bool is_list = (d.flags & kFlagList) != 0;
+    if (!is_list && d.root >= 0) text += concat(", root ", d.root);
     if (!is_exchange(d.op)) text += concat(", ", algo_name(d.algo));
-    if (d.region != 0) text += concat(" in symmetric array ", d.region);
+    if (is_list) {
+      char sizes[9];
+      std::snprintf(sizes, sizeof(sizes), "%08x", d.region);
+      text += concat(", of a list of ", d.root, d.root == 1 ? " array" : " arrays", ", sizes #", sizes);
+    } else if (d.region != 0) {
+      text += concat(" in symmetric array ", d.region);
+    }
     if (d.codec_up != 0 || d.codec_down != 0) {
       text += concat(", codec ", codec_name(static_cast<CodecId>(d.codec_up)), " up, ",
                      codec_name(static_cast<CodecId>(d.codec_down)), " down");

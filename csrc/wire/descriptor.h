@@ -91,15 +91,18 @@ constexpr const char* algo_name(Algo algo) {
 //      3      1  algo           (0 in an exchange that is not direct: every rank's own choice)
 //      4      1  codec_up       CodecId
 //      5      1  codec_down     CodecId
-//      6      2  flags          bit 0: codec, stochastic rounding; bit 1: codec, owner residual; bit 2: arrays on GPUs
-//      8      4  root           (-1 where there is none)
-//     12      4  region         of symmetric memory, as they were allocated, from 1; 0 without one
+//      6      2  flags          bit 0: codec, stochastic rounding; bit 1: codec, owner residual; bit 2: arrays on GPUs;
+//                               bit 3: of a list of arrays
+//      8      4  root           (-1 where there is none); of a list: how many arrays it has
+//     12      4  region         of symmetric memory, as they were allocated, from 1; 0 without one; of a list: XOR the
+//                               fingerprint of all its dtypes and sizes (wire/packed_layout.h)
 //     16      8  count          elements per rank, as op defines it (0 in an exchange that is not direct)
 //     24     24  tag            the caller's label, zero padded
 constexpr int kTagBytes = 24;
 constexpr uint16_t kFlagStochastic = 1;
 constexpr uint16_t kFlagOwnerResidual = 2;
 constexpr uint16_t kFlagOnDevice = 4;
+constexpr uint16_t kFlagList = 8;
 struct Descriptor {
   OpKind op = OpKind::barrier;
   DType dtype = DType::uint8;

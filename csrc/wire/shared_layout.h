@@ -13,7 +13,7 @@ namespace ringcomm {
 
 constexpr size_t kCacheLine = 64;
 constexpr uint64_t kControlMagic = 0x31304D4D4F434352ull;  // "RCCOMM01" in memory
-constexpr uint32_t kSharedLayoutVersion = 4;
+constexpr uint32_t kSharedLayoutVersion = 5;
 constexpr int kMaxRanks = 128;
 
 // A monotonic counter with one writer. Readers wait until it reaches a value (wrap-safe); it is

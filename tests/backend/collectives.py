@@ -229,6 +229,89 @@ def coalesced_calls(rank, world):
     manager.wait()
 
 
+def lists_of_tensors_are_reduced_as_one(rank, world):
+    shapes = [(1,), (5,), (0,), (7, 3), (256,), (), (9000,)] * 2
+    for dtype in (torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.complex64):
+        for op in (dist.ReduceOp.SUM, dist.ReduceOp.AVG, dist.ReduceOp.MAX):
+            refused = op == dist.ReduceOp.AVG and dtype == torch.bool
+            refused |= op == dist.ReduceOp.MAX and dtype == torch.complex64
+            if refused:
+                continue
+            listed = [numbers(rank, shape, dtype) for shape in shapes]
+            listed.append(numbers(rank, (6, 4), dtype).t())  # a copy travels
+            single = [tensor.clone() for tensor in listed]
+            for async_op in (False, True):
+                work = dist.all_reduce_coalesced(listed, op, async_op=async_op)
+                if async_op:
+                    assert work.wait()
+                for tensor in single:
+                    dist.all_reduce(tensor, op)
+                for one, other in zip(listed, single, strict=True):
+                    assert torch.equal(one, other), (dtype, op, one.shape)
+    x = torch.ones(4)
+    try:
+        dist.all_reduce_coalesced([x, x[2:]])
+    except ValueError as error:
+        assert "arrays 0 and 1 of the list share memory" in str(error), error
+    else:
+        raise AssertionError("nothing was raised")
+
+
+def lists_of_tensors_are_gathered_and_scattered_as_one(rank, world):
+    """Dtypes in turn; small, empty, large, odd, not contiguous, and in place."""
+    group, counts = dist.group.WORLD, (1, 5, 0, 256, 3, 30_000, 77) * 3
+    dtypes = (torch.float32, torch.bfloat16, torch.float32, torch.uint8)
+    kinds = [dtypes[k % len(dtypes)] for k in range(len(counts))]
+    both = list(zip(counts, kinds, strict=True))
+    parts = [numbers(rank, (count,), kind, k) for k, (count, kind) in enumerate(both)]
+    parts.append(numbers(rank, (4, 6)).t())
+    gathered = [torch.zeros(world * part.numel(), dtype=part.dtype) for part in parts]
+    gathered[1][5 * rank : 5 * rank + 5] = parts[1]
+    parts[1] = gathered[1][5 * rank : 5 * rank + 5]
+    wanted = [torch.empty_like(whole) for whole in gathered]
+    for whole, part in zip(wanted, parts, strict=True):
+        dist.all_gather_into_tensor(whole, part.contiguous())
+    group.allgather_into_tensor_coalesced(gathered, parts).wait()
+    assert all(map(torch.equal, gathered, wanted))
+
+    for op in (dist.ReduceOp.SUM, dist.ReduceOp.MAX, dist._make_nccl_premul_sum(0.5 + rank)):
+        floats = [k for k, part in enumerate(parts) if part.dtype != torch.uint8]
+        wholes = [wanted[k] * (rank + 1) for k in floats]
+        outs = [torch.full((parts[k].numel(),), -1.0, dtype=parts[k].dtype) for k in floats]
+        outs[1] = wholes[1].chunk(world)[rank]
+        single = [torch.empty_like(out) for out in outs]
+        for out, whole in zip(single, wholes, strict=True):
+            dist.reduce_scatter_tensor(out, whole.clone(), op)
+        options = dist.ReduceScatterOptions()
+        options.reduceOp = op
+        group.reduce_scatter_tensor_coalesced(outs, wholes, options).wait()
+        assert all(map(torch.equal, outs, single)), op
+
+
+def lists_of_gathers_that_differ_are_refused(rank, world):
+    group = dist.new_group()
+    ins = [torch.ones(4 + rank), torch.ones(5 - rank)]
+    outs = [torch.empty(world * x.numel()) for x in ins]
+    try:
+        group.allgather_into_tensor_coalesced(outs, ins).wait()
+        dist.barrier(group)
+    except dist.DistBackendError as error:
+        assert "of a list of 2 arrays, sizes #" in str(error), error
+    else:
+        raise AssertionError("nothing was raised")
+
+
+def lists_that_differ_are_refused(rank, world):
+    group = dist.new_group()
+    try:
+        dist.all_reduce_coalesced([torch.ones(4 + rank), torch.ones(5 - rank)], group=group)
+        dist.barrier(group)
+    except dist.DistBackendError as error:
+        assert "of a list of 2 arrays, sizes #" in str(error), error
+    else:
+        raise AssertionError("nothing was raised")
+
+
 def messages_with_tags_and_any_source(rank, world):
     right, left = (rank + 1) % world, (rank - 1) % world
     operations = [

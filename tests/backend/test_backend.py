@@ -13,6 +13,8 @@ COLLECTIVES, TRAINING = HERE / "collectives.py", HERE / "training.py"
 # Under TORCH_DISTRIBUTED_DEBUG=DETAIL torch wraps the backend and checks every call over Gloo.
 DETAIL = [
     "all_reduce_equals_gloo",
+    "lists_of_tensors_are_reduced_as_one",
+    "lists_of_tensors_are_gathered_and_scattered_as_one",
     "gathers_and_scatters_of_lists_and_tensors",
     "objects_of_any_size",
     "messages_with_tags_and_any_source",
@@ -41,6 +43,8 @@ ALONE = [
     "all_to_all_even_uneven_and_lists",
     "sparse_sums",
     "objects_of_any_size",
+    "lists_of_tensors_are_reduced_as_one",
+    "lists_of_tensors_are_gathered_and_scattered_as_one",
 ]
 
 

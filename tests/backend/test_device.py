@@ -26,6 +26,8 @@ COLLECTIVES = [
     "sparse_sums",
     "objects_of_any_size",
     "coalesced_calls",
+    "lists_of_tensors_are_reduced_as_one",
+    "lists_of_tensors_are_gathered_and_scattered_as_one",
     "messages_with_tags_and_any_source",
     "groups_go_in_any_order",
 ]

@@ -30,6 +30,7 @@ def test_every_kernel_has_a_row_beside_the_copy(tmp_path: Path) -> None:
         ops = {(row["op"], row["codec"]) for row in rows}
         coded = ("encode", "encode+residual", "decode", "decode_add")
         assert {(op, codec) for op in coded for codec in CODECS} < ops
+        assert {("pack of 64", None), ("unpack of 64", None)} < ops
         assert {("copy", None), ("reduce of 4", None), ("reduce_hop", None), ("scale", None)} < ops
         assert (("divide", None) in ops) == (dtype == "float32")
         (copy,) = (row for row in rows if row["who"] == "copy")
@@ -51,7 +52,7 @@ def test_emulated_gpus_run_the_same_and_the_fused_all_reduce(tmp_path: Path) -> 
     fused = [row for row in found["rows"] if row["op"] == "all_reduce x4"]
     assert [row["codec"] for row in fused] == ["none", "bf16", "int8"]
     assert all(row["algo"] == "two_shot" for row in fused)
-    assert len(found["rows"]) == 21 + 3
+    assert len(found["rows"]) == 23 + 3
 
 
 def test_a_wrong_result_is_noticed() -> None:

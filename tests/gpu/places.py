@@ -18,7 +18,7 @@ Array = Any
 DEVICE = "cuda"  # torch's name of it
 
 COLLECTIVES = ("all_reduce", "broadcast", "reduce", "all_gather", "reduce_scatter")
-COLLECTIVES += ("gather", "scatter", "all_to_all")
+COLLECTIVES += ("gather", "scatter", "all_to_all", "all_reduce_coalesced")
 
 
 def is_emulated() -> bool:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import sys
 
-from tests.comm import test_codec, test_exact, test_exchange
+from tests.comm import test_coalesced, test_codec, test_exact, test_exchange
 from tests.gpu import places
 from tests.gpu.conftest import why_no_cuda
-from tests.gpu.test_kernels import check_codec, check_reductions, check_residual
+from tests.gpu.test_kernels import check_codec, check_packing, check_reductions, check_residual
 from tests.worlds import threads_with_communicators
 
 RANKS = 2
@@ -20,6 +20,7 @@ SIZES = (33, 1003)
 BODIES = (
     (test_exact.check_reduce_of_views, ()),
     (test_exchange.check_uneven, (0,)),
+    (test_coalesced.check_ops, ("float32",)),
     (test_codec.check_non_finite, ()),
     (test_codec.check_codec, ("int8", True, "float32")),
 )
@@ -34,6 +35,7 @@ def main() -> int:
             for dtype in ("float32", "bfloat16"):
                 check_codec(spec, dtype, SIZES)
                 check_residual(spec, dtype, SIZES)
+        check_packing()
         check_reductions([("float32", "sum"), ("bfloat16", "avg"), ("int64", "max")], SIZES)
         places.synchronize()
     print("kernels: done", flush=True)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from ringcomm import Communicator, reference
-from tests.comm import test_codec, test_exact, test_exchange
+from tests.comm import test_coalesced, test_codec, test_exact, test_exchange
 from tests.comm.oracle import assert_same_bits, random_inputs
 from tests.dtypes import REDUCED
 from tests.gpu import places
@@ -36,6 +36,8 @@ BODIES: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
     (test_exchange.check_even, ("float32",)),
     (test_exchange.check_uneven, (0,)),
     (test_exchange.check_in_place, ()),
+    *((test_coalesced.check_ops, (dtype,)) for dtype in ("float32", "bfloat16", "bool")),
+    (test_coalesced.check_mixture, ()),
     *(
         (test_codec.check_codec, (spec, residuals, dtype))
         for spec, residuals, dtype in (
@@ -55,6 +57,7 @@ STOCHASTIC = [  # with a communicator of its own: draws depend on how many calls
 ]
 SHORT = [
     (test_exact.check_all_reduce, ("float16", None)),
+    (test_coalesced.check_ops, ("float16",)),
     (test_exact.check_reduce_of_views, ()),
     (test_exchange.check_uneven, (0,)),
     (test_codec.check_codec, ("int8", True, "float32")),

@@ -38,6 +38,36 @@ def check_replays(comm: Communicator, spec: str | None, size: int) -> None:
         comm.synchronize()
 
 
+def check_replayed_lists(comm: Communicator) -> None:
+    """Nothing is allocated while a graph is captured: packed arrays have their buffer already."""
+    import torch
+
+    counts = (3, 700, 5, 1, 40_000)
+    with places.own_stream():
+        comm.use_device(places.name())
+        memory = torch.zeros(sum(counts) + 1, device="cuda")
+        arrays = list(memory[1:].split(counts))  # not where 16 bytes are one access
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(capture_error_mode="thread_local")
+        comm.all_reduce_coalesced(arrays)
+        graph.capture_end()
+        for seed in range(REPLAYS):
+            inputs = [random_inputs("float32", count, comm.world_size, seed) for count in counts]
+            for array, of_ranks in zip(arrays, inputs, strict=True):
+                array.copy_(torch.from_numpy(of_ranks[comm.rank]))
+            graph.replay()
+            if seed % 3 == 0:
+                comm.all_reduce_coalesced([torch.ones(5, device="cuda") for _ in range(3)])
+            for array, of_ranks in zip(arrays, inputs, strict=True):
+                total = reference.all_reduce(of_ranks, "sum")
+                assert_same_bits(places.fetch(array), np.asarray(total), (seed, array.numel()))
+        comm.synchronize()
+
+
+def test_a_graph_of_a_list_is_replayed(cuda: None, pools: Pools) -> None:
+    pools("cuda").run_threads(2, check_replayed_lists)
+
+
 @pytest.mark.parametrize("size", [100, 100_003])
 @pytest.mark.parametrize("spec", [None, "int8"])
 def test_a_graph_of_collectives_is_replayed(

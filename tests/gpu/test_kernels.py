@@ -1,4 +1,4 @@
-"""Codecs and reductions on a GPU have the CPU's bytes, whatever the values."""
+"""Codecs, reductions and packing on a GPU have the CPU's bytes, whatever the values."""
 
 from __future__ import annotations
 
@@ -144,6 +144,64 @@ def check_hops_scale_and_divide() -> None:
 
 def test_hops_scaling_and_division_have_the_cpus_bytes(device: str, pools: Pools) -> None:
     inside(pools, device, check_hops_scale_and_divide)
+
+
+def check_packing() -> None:
+    """Any lengths at any addresses, more pieces than one launch takes, one much longer than the others."""
+    stream, point = places.stream(), places.pointer
+    longest = 1 << 12 if places.is_emulated() else 1 << 24
+    sizes = [*range(250), longest + 5, 0, 4096, 3, *(128,) * 250]
+    for shift in (0, 1, 4, 8):
+        rng = np.random.default_rng(shift)
+        begins = np.cumsum([shift, *(size + shift for size in sizes)])
+        values = rng.integers(1, 256, int(begins[-1]), np.uint8)
+        pieces = [(int(begin), size) for begin, size in zip(begins[:-1], sizes, strict=True)]
+        packed = np.full(sum(-(-size // 16) * 16 for size in sizes), 0xA5, np.uint8)
+        base = values.ctypes.data
+        _core.pack([(base + begin, size) for begin, size in pieces], packed.ctypes.data)
+
+        there, buffer = places.put(values), places.put(np.full_like(packed, 0xA5))
+        given = [(point(there) + begin, size) for begin, size in pieces]
+        _core.pack(given, point(buffer), stream)
+        assert np.array_equal(places.fetch(buffer), packed), shift
+
+        expected = np.full_like(values, 0xA5)
+        base = expected.ctypes.data
+        _core.unpack([(base + begin, size) for begin, size in pieces], packed.ctypes.data)
+        out = places.put(np.full_like(values, 0xA5))
+        given = [(point(out) + begin, size) for begin, size in pieces]
+        _core.unpack(given, point(buffer), stream)
+        assert np.array_equal(places.fetch(out), expected), shift
+
+
+def test_packing_has_the_cpus_bytes(device: str, pools: Pools) -> None:
+    inside(pools, device, check_packing)
+
+
+def check_packing_of_more_than_2_gib() -> None:
+    import torch
+
+    sizes = (5, 2**31 + 4099, 1000)
+    pieces = [torch.randint(0, 256, (size,), dtype=torch.uint8, device="cuda") for size in sizes]
+    given = [(piece.data_ptr(), piece.numel()) for piece in pieces]
+    num_bytes = sum(-(-size // 16) * 16 for size in sizes)
+    buffer = torch.full((num_bytes,), 0xA5, dtype=torch.uint8, device="cuda")
+    _core.pack(given, buffer.data_ptr(), places.stream())
+    begin = 0
+    for piece in pieces:
+        end = begin + piece.numel()
+        assert torch.equal(buffer[begin:end], piece)
+        begin = -(-end // 16) * 16
+        assert not buffer[end:begin].any()
+    copies = [piece.clone() for piece in pieces]
+    for piece in pieces:
+        piece.zero_()
+    _core.unpack(given, buffer.data_ptr(), places.stream())
+    assert all(map(torch.equal, copies, pieces))
+
+
+def test_pieces_of_more_than_2_gib_are_packed(cuda: None, pools: Pools) -> None:
+    inside(pools, "cuda", check_packing_of_more_than_2_gib)
 
 
 def check_refusals() -> None:

@@ -76,6 +76,20 @@ def moving_collectives(rank, world):
     dist.barrier()
 
 
+def lists_of_tensors_are_reduced_as_one(rank, world):
+    counts = (1, 5, 0, 1000, 70_000) * 3
+    for async_op in (False, True):
+        listed = [numbers(rank, count).to(DEVICE) for count in counts]
+        for x in listed:
+            x.mul_(2)  # must be done before the collective reads
+        work = dist.all_reduce_coalesced(listed, async_op=async_op)
+        if async_op:
+            work.wait()
+        for x, count in zip(listed, counts, strict=True):
+            x.add_(1)  # must not come before it has ended
+            assert torch.equal(x.cpu(), 2 * sum(numbers(r, count) for r in range(world)) + 1)
+
+
 def work_is_awaited_by_the_stream(rank, world):
     for _ in range(20):
         x = torch.full((100_000 if not EMULATED else 1000,), float(rank + 1), device=DEVICE)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ringcomm import Communicator, reference
-from tests.comm import test_codec, test_exact, test_exchange
+from tests.comm import test_coalesced, test_codec, test_exact, test_exchange
 from tests.comm.oracle import assert_same_bits, expected_all_reduce, random_inputs
 from tests.dtypes import NUMPY
 from tests.simt import emulated
@@ -35,7 +35,7 @@ class Settled:
 
 
 COLLECTIVES = ("all_reduce", "broadcast", "reduce", "all_gather", "reduce_scatter")
-COLLECTIVES += ("gather", "scatter", "all_to_all")
+COLLECTIVES += ("gather", "scatter", "all_to_all", "all_reduce_coalesced")
 
 
 def settled(comm: Communicator, mode: str, body: Callable[..., Any], *args: Any) -> Any:
@@ -58,6 +58,10 @@ BODIES: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
     (test_exact.check_reduce_scatter, ("float32",)),
     (test_exchange.check_even, ("float32",)),
     (test_exchange.check_uneven, (0,)),
+    *((test_coalesced.check_ops, (dtype,)) for dtype in ("float32", "bfloat16", "bool", "int8")),
+    (test_coalesced.check_ops, ("complex128",)),
+    (test_coalesced.check_mixture, ()),
+    (test_coalesced.check_views, ()),
     (test_codec.check_codec, ("int8", True, "float32")),
     (test_codec.check_codec, ("int4[rounding=stochastic,seed=5]", True, "float32")),
     (test_codec.check_codec, ("bf16", False, "float16")),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ringcomm import Communicator, _core, reference
-from ringcomm.errors import UsageError
+from ringcomm.errors import MismatchError, UsageError
 from ringcomm.store import TCPStore
 from tests.comm.oracle import assert_same_bits, random_inputs
 from tests.simt import emulated
@@ -253,3 +253,46 @@ def test_a_communicator_uses_no_other_gpu_and_leaves_the_current_one(mode: str) 
     emulated.require()
     with Worlds(package=emulated.PACKAGE, **MODES[mode], **SLAB) as worlds:  # that used none before
         assert worlds.run(2, use_own_device_only, mode) == [([0], 0), ([1], 0)]
+
+
+def check_lists_in_a_row(comm: Communicator) -> None:
+    """Packed calls share one buffer, on streams of the caller's and of the communicator's."""
+    comm.use_device("simt")
+    n, rank = comm.world_size, comm.rank
+    calls = []
+    for seed in range(6):
+        inputs = [random_inputs("float32", count, n, 10 * seed + count) for count in (3000, 7, 500)]
+        arrays = [of_ranks[rank].copy() for of_ranks in inputs]
+        comm.all_reduce_coalesced(arrays, async_op=seed % 2 == 0)
+        calls.append((arrays, inputs))
+    comm.synchronize()
+    for seed, (arrays, inputs) in enumerate(calls):
+        for array, of_ranks in zip(arrays, inputs, strict=True):
+            assert_same_bits(array, reference.all_reduce(of_ranks, "sum"), (seed, array.size))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_lists_in_a_row_take_turns_with_their_buffer(pools: Pools, mode: str) -> None:
+    pools(mode).run(2, check_lists_in_a_row)
+
+
+def check_different_lists(comm: Communicator) -> str:
+    """As on CPUs, whatever is packed: here, or in the next call."""
+    comm.use_device("simt")
+    x = [np.ones(count + comm.rank, np.float32) for count in (5, 9 - 2 * comm.rank)]
+
+    def call() -> None:
+        comm.all_reduce_coalesced(x)
+        comm.synchronize()
+        comm.barrier()
+
+    with pytest.raises(MismatchError, match="called different operations") as caught:
+        call()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_lists_that_differ_are_a_mismatch(pools: Pools, mode: str) -> None:
+    first, second = pools(mode).run(2, check_different_lists)
+    assert first == second
+    assert first.count("of a list of 2 arrays, sizes #") == 2

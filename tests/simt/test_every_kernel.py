@@ -31,6 +31,7 @@ from tests.simt import test_codec, test_encoded, test_move, test_reduce
 from tests.simt.build import ROOT
 from tests.simt.collectives import MODES, Group
 from tests.simt.emulator import PLANS, Emulator, Plan
+from tests.simt.packing import Pieces
 from tests.simt.reductions import Reduction
 
 # Of a chunk or part: two blocks, of which one has several pieces in its boxes of 512 bytes; whole vectors, and a rest.
@@ -140,6 +141,17 @@ def codecs(case: Case) -> None:
     test_codec.compare_division(case.simt, NUM_ELEMS, plan=case.plan)
 
 
+def packs(case: Case) -> None:
+    pieces = Pieces(case.simt, (5, NUM_BYTES, 0, NUM_ELEMS, 16 * NUM_BYTES), (0, 4, 1), case.seed)
+    reports, buffer = pieces.packed(case.plan)
+    assert reports == [], case.plan
+    assert buffer.tobytes() == pieces.buffer.tobytes()
+    reports, arrays = pieces.unpacked(case.plan)
+    assert reports == [], case.plan
+    assert list(map(bytes, arrays)) == list(map(bytes, pieces.values))
+    case.simt.release_all()
+
+
 PULLS = [move for move in test_move.MOVES if move.startswith("direct") and "broadcast" not in move]
 STAGED_MOVES = [move for move in test_move.MOVES if not move.startswith(("direct", "ring"))]
 ALONE = ("alone",)
@@ -154,6 +166,7 @@ FAMILIES = {
     "ring broadcast": Family(["ring_kernel"], moves("ring broadcast")),
     "moves": Family(["staged_kernel"], moves(*STAGED_MOVES)),
     "format": Family(["format_kernel"], formats, ALONE),
+    "pack": Family(["pack_kernel<>"], packs, ALONE, (1,)),
     "reduce": Family(["reduce_kernel<>"], reductions, ALONE),
     "hops": Family(["hop_kernel<>", "map_kernel<>"], hops, ALONE),
     "codecs": Family(["encode_kernel<>", "decode_kernel<>", "divide_kernel"], codecs, ALONE, (1,)),

@@ -11,6 +11,7 @@ from tests.simt.build import Mutant
 from tests.simt.collectives import Group, call
 from tests.simt.collectives import where_they_are as make_direct
 from tests.simt.emulator import PLANS, Emulator, Plan
+from tests.simt.packing import Pieces
 from tests.simt.reductions import Reduction, sum_of
 from tests.simt.test_encoded import OnDevice, case_of
 from tests.simt.test_move import Maker, check
@@ -22,6 +23,7 @@ ONE_SHOT = "algo/one_shot_cuda.cu"
 RING = "algo/ring_cuda.cu"
 DIRECT = "algo/direct_cuda.cu"
 ROUNDS = "algo/rounds.h"
+PACK = "algo/pack_cuda.cu"
 
 ONE_HALF = (
     ("static_cast<int>(epoch_ & 1u)", "0"),
@@ -157,6 +159,50 @@ def test_a_mistake_in_packets_is_found(built_emulator: Emulator, mistake: str) -
         simt.release_all()
     # A single half is overwritten only where somebody is late enough.
     assert found > (0 if mistake == "one half for all calls" else len(PLANS) / 2)
+
+
+WHOLE = "if (pieces[k] == nullptr || left[k] < kVectorBytes || !is_aligned"
+IN_PACKING = {
+    "a last unit that is not cut short": tuple(
+        (f"{WHOLE}(pieces[k], kVectorBytes)) continue;\n      {next_line}", replacement)
+        for next_line, replacement in (
+            ("vectors[k] =", "if (pieces[k] == nullptr) continue;\n      vectors[k] ="),
+            ("(kPacks ?", "if (pieces[k] == nullptr) continue;\n      (kPacks ?"),
+        )
+    ),
+    "gaps that keep what was there": (
+        ("bytes[i] = i < num_bytes ? piece[i] : 0;", "if (i < num_bytes) bytes[i] = piece[i];"),
+    ),
+    "the end of a piece is the next one's": (
+        ("unit * kVectorBytes < args.ends", "unit * kVectorBytes <= args.ends"),
+    ),
+    "tiles that overlap": (
+        (
+            "static_cast<int64_t>(gridDim.x) * kTileUnits",
+            "static_cast<int64_t>(gridDim.x) * kTileUnits - 1",
+        ),
+    ),
+    "the second launch begins where the first did": (("args.buffer += packed_bytes(end);", ""),),
+}
+
+
+def packs(simt: Emulator, plan: tuple[str, int]) -> tuple[list[str], bool]:
+    pieces = Pieces(simt, (5, 32, 70_000, 0, *range(1, 250)), (0, 0, 1, 0, 4))
+    reports, buffer = pieces.packed(plan)
+    found, arrays = pieces.unpacked(plan)
+    right = buffer.tobytes() == pieces.buffer.tobytes()
+    right &= b"".join(map(bytes, arrays)) == b"".join(map(bytes, pieces.values))
+    return reports + found, right
+
+
+@pytest.mark.parametrize("mistake", [None, *IN_PACKING])
+def test_a_mistake_in_packing_is_found(built_emulator: Emulator, mistake: str | None) -> None:
+    mutant = Mutant(PACK, PACK, IN_PACKING[mistake] if mistake else ())
+    simt = Emulator(build.library(mutant))
+    for plan in PLANS:
+        reports, right = packs(simt, plan)
+        assert (reports == [] and right) == (mistake is None), plan
+        simt.release_all()
 
 
 IN_STEPS = {

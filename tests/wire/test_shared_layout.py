@@ -23,7 +23,7 @@ PAGE = 4096
 
 def test_golden_sizes_and_offsets() -> None:
     """Change these numbers only together with SHARED_LAYOUT_VERSION."""
-    assert _core.SHARED_LAYOUT_VERSION == 4
+    assert _core.SHARED_LAYOUT_VERSION == 5
     assert _core.shared_layout(2, 256 * 1024) == {
         "descriptor_bytes": 48,
         "descriptor_count": 16,
@@ -148,7 +148,7 @@ def test_a_formatted_control_page_byte_for_byte() -> None:
     fd = _core.create_segment("golden", _core.control_bytes(3))
     _core.format_control(fd, 3, 0xFFFFFFF0)
     with mmap.mmap(fd, _core.control_bytes(3)) as page:
-        assert page[:16] == b"RCCOMM01" + struct.pack("<II", 4, 3)
+        assert page[:16] == b"RCCOMM01" + struct.pack("<II", 5, 3)
         assert page[16:1088] == bytes(1072)
         for rank in range(3):
             line = page[1088 + 192 * rank : 1088 + 192 * (rank + 1)]
@@ -175,10 +175,10 @@ def communicator(control_fd: int, staging_fd: int, world_size: int = 1) -> objec
 def test_a_control_page_of_another_version_or_group_is_refused() -> None:
     staging = _core.create_segment("staging", _core.staging_bytes(4096, 2))
     control = _core.create_segment("control", _core.control_bytes(2))
-    with pytest.raises(WireError, match="layout version 0 for 0 ranks, expected version 4"):
+    with pytest.raises(WireError, match="layout version 0 for 0 ranks, expected version 5"):
         communicator(control, staging)
     _core.format_control(control, 2)
-    with pytest.raises(WireError, match="for 2 ranks, expected version 4 for 1"):
+    with pytest.raises(WireError, match="for 2 ranks, expected version 5 for 1"):
         communicator(control, staging)
     os.pwrite(control, struct.pack("<I", 99), 8)
     with pytest.raises(WireError, match="layout version 99"):

@@ -1,4 +1,5 @@
 // The emulator, and csrc's functions for CUDA, as C functions for ctypes.
+#include "algo/pack.h"
 #include "codec/codec.h"
 #include "control.h"
 #include "reduce/reduce.h"
@@ -59,6 +60,13 @@ SIMT_EXPORT int64_t simt_kernels_ended(uint32_t* offsets, int64_t capacity) {
     ++count;
   }
   return count;
+}
+
+SIMT_EXPORT int simt_pack(int packs, uint8_t* const* data, const int64_t* num_bytes, int num_pieces, void* buffer,
+                          CUstream_st* stream) {
+  std::vector<Piece> pieces;
+  for (int i = 0; i < num_pieces; ++i) pieces.push_back({data[i], num_bytes[i]});
+  return simt::guarded([&] { packs != 0 ? cuda::pack(pieces, buffer, stream) : cuda::unpack(pieces, buffer, stream); });
 }
 
 SIMT_EXPORT int simt_encode(int codec, const void* input, int input_dtype, int64_t num_elems, uint8_t* wire,
