@@ -88,6 +88,8 @@ struct Collective {
   }
 };
 
+// Inputs are multiplied before they are summed, each rank's by a factor of its own.
+inline bool premultiplies(const Collective& call) { return reduces(call.op) && call.reduce_op == ReduceOp::premul_sum; }
 inline bool is_packed(const Collective& call) { return !call.unpacked.empty(); }
 // Of a packed call.
 inline int64_t buffer_bytes(const Collective& call, int world_size) {

@@ -129,8 +129,8 @@ Algo staged_algo(const Collective& call, const DeviceGroup& devices, int world_s
 
 uint32_t announce_arrays(ShmGroup& group, DeviceGroup& devices, const Collective& call, DeviceCall& device_call) {
   const bool exchanges = is_exchange(call.op);
-  const bool multiplies = reduces(call.op) && call.reduce_op == ReduceOp::premul_sum;
-  const bool may_be_direct = devices.direct_bytes() >= 0 && !multiplies && (exchanges || call.algo == Algo::direct);
+  const bool may_be_direct =
+      devices.direct_bytes() >= 0 && !premultiplies(call) && (exchanges || call.algo == Algo::direct);
   ArraysOfCall arrays(group, devices, call);
   if (exchanges) write_counts(group, ExchangeParts::of(call, group.world_size()));
   if (may_be_direct) arrays.say();

@@ -290,7 +290,7 @@ void run_on_device_alone(DeviceGroup& devices, const Collective& call) {
   void* to = call.receives.empty() ? call.output : call.receives[0].data;
   const int64_t count = call.receives.empty() ? call.count : call.receives[0].count;
   devices.enter(call.stream);
-  if (reduces(call.op) && call.reduce_op == ReduceOp::premul_sum) {
+  if (premultiplies(call)) {
     cuda::scale(call.dtype, from, call.factor, to, count, call.stream);
   } else if (count > 0 && from != to) {
     runtime::copy_async(to, from, count * elem_bytes_of(call), call.stream);

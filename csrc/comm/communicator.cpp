@@ -1,24 +1,13 @@
 #include "comm/communicator.h"
 
 #include <algorithm>
-#include <chrono>
 #include <utility>
 
-#include "base/log.h"
 #include "base/process.h"
 #include "comm/checks.h"
-#include "reduce/reduce.h"
 
 namespace ringcomm {
 namespace {
-
-// Any collective of a single rank.
-void copy_alone(const Collective& call) {
-  const void* from = call.sends.empty() ? call.input : call.sends[0].data;
-  void* to = call.receives.empty() ? call.output : call.receives[0].data;
-  const int64_t count = call.receives.empty() ? call.count : call.receives[0].count;
-  copy_bytes(to, from, count * static_cast<int64_t>(dtype_size(call.dtype)));
-}
 
 // An all_to_all from one array into another, as one of parts.
 void cut_evenly(Collective& call, int world_size) {
@@ -29,105 +18,7 @@ void cut_evenly(Collective& call, int world_size) {
   }
 }
 
-Patience patience_of(const Collective& call) {
-  Patience patience;
-  patience.timeout_s = call.timeout_s;
-  if (call.op == OpKind::monitored_barrier) {
-    patience.names = call.wait_all_ranks ? Patience::Names::all_and_where : Patience::Names::all;
-  }
-  return patience;
-}
-
-// Zeros between packed arrays are not theirs.
-int64_t bytes_of_caller(const Collective& call) {
-  if (!is_packed(call)) return call.num_bytes();
-  int64_t num_bytes = 0;
-  for (const Piece& piece : call.op == OpKind::all_gather ? call.packed : call.unpacked) num_bytes += piece.num_bytes;
-  return num_bytes;
-}
-
-bool premultiplies(const Collective& call) { return reduces(call.op) && call.reduce_op == ReduceOp::premul_sum; }
-
-void check_not_forked(uint64_t fork_generation) {
-  if (fork_generation != fork_count()) {
-    RC_FAIL(aborted, "this communicator belongs to the parent process; call ringcomm.init() in the forked child");
-  }
-}
-
 }  // namespace
-
-// ---- Work ----------------------------------------------------------------------------------------
-
-Work::Work() : fork_generation_(fork_count()) {}
-
-bool Work::done() const {
-  std::lock_guard<std::mutex> lock(mutex_);
-  if (!done_ || !end_ || is_captured_) return done_;
-  try {
-    return end_->passed();
-  } catch (const Error&) {  // of the device; wait() says it
-    return true;
-  }
-}
-
-void Work::hold_back(Stream stream) const {
-  std::lock_guard<std::mutex> lock(mutex_);
-  if (end_) end_->hold_back(stream);
-}
-
-int Work::source() const {
-  std::lock_guard<std::mutex> lock(mutex_);
-  return source_;
-}
-
-bool Work::wait(double timeout_s, const std::function<void()>& check_interrupt) const {
-  check_not_forked(fork_generation_);
-  if (messages_ && !messages_->wait([this] { return done(); }, timeout_s, check_interrupt)) return false;
-  using Seconds = std::chrono::duration<double>;
-  const auto start = std::chrono::steady_clock::now();
-  std::unique_lock<std::mutex> lock(mutex_);
-  while (!done_) {
-    Seconds slice = kInterruptCheck;
-    if (timeout_s >= 0) {
-      const Seconds left = Seconds(timeout_s) - (std::chrono::steady_clock::now() - start);
-      if (left.count() <= 0) return false;
-      slice = std::min(slice, left);
-    }
-    if (finished_.wait_for(lock, slice, [this] { return done_; }) || !check_interrupt) continue;
-    lock.unlock();
-    check_interrupt();
-    lock.lock();
-  }
-  if (error_) std::rethrow_exception(error_);
-  if (devices_) devices_->throw_if_failed();
-  return true;
-}
-
-void Work::on_done(Callback callback) {
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (!done_) {
-      callback_ = std::move(callback);
-      return;
-    }
-  }
-  callback(error_, source_);
-}
-
-void Work::finish(std::exception_ptr error, int source) {
-  Callback callback;
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    done_ = true;
-    error_ = std::move(error);
-    callback.swap(callback_);
-    source_ = source;
-  }
-  finished_.notify_all();
-  if (callback) callback(error_, source_);
-}
-
-// ---- Communicator --------------------------------------------------------------------------------
 
 Communicator::Communicator(const GroupConfig& config, const FlightRecorderConfig& recorder, const Limits& limits)
     : fork_generation_(fork_count()),
@@ -412,109 +303,6 @@ void Communicator::finish_turn(OpKind op, Clock::time_point start, const OpStats
   changed_.notify_all();
 }
 
-OpStats Communicator::execute(const Prepared& prepared, Clock::time_point start) {
-  const Collective& call = prepared.call;
-  OpStats stats;
-  stats.calls = 1;
-  stats.bytes = static_cast<uint64_t>(bytes_of_caller(call));
-  if (!group_) RC_FAIL(aborted, "this communicator is closed; init() a new one");
-  if (world_size_ == 1) {
-    group_->throw_if_failed();
-    if (call.on_device) {
-      run_on_device_alone(*devices_, call);
-    } else {
-      copy_alone(premultiplies(call) ? scale_input(call) : call);
-    }
-  } else {
-    try {
-      group_->begin(prepared.descriptor, patience_of(call));
-      stats.bytes_sent = static_cast<uint64_t>(call.on_device ? dispatch_on_device(call) : run_on_host(call));
-    } catch (const std::exception& error) {
-      // Usually the group's fault, which fail() throws again. Anything else would leave the peers waiting.
-      group_->fail(Error(ErrorKind::aborted,
-                         concat("rank ", rank_, " failed inside ", group_->describe_current(), ": ", error.what(),
-                                ". The communicator is lost."),
-                         rank_));
-    }
-  }
-  stats.seconds = std::chrono::duration<double>(Clock::now() - start).count();
-  if (logs(LogLevel::trace)) {
-    log(LogLevel::trace, "COLL", describe(prepared.descriptor, world_size_ == 1 ? 0 : group_->seq()), ": ",
-        static_cast<int64_t>(stats.seconds * 1e6), " us");
-  }
-  return stats;
-}
-
-Collective Communicator::scale_input(Collective call) {
-  // The result of an all_reduce goes where the scaled input lies; every other input must stay as it is.
-  const int64_t count = call.op == OpKind::reduce_scatter ? call.count * world_size_ : call.count;
-  const int64_t elem_bytes = static_cast<int64_t>(dtype_size(call.dtype));
-  if (call.op == OpKind::all_reduce) {
-    cpu::scale(call.dtype, call.input, call.factor, call.output, count);
-    call.input = call.output;
-  } else if (call.sends.empty()) {
-    uint8_t* const scaled = scratch_.bytes(count * elem_bytes);
-    cpu::scale(call.dtype, call.input, call.factor, scaled, count);
-    call.input = scaled;
-  } else {
-    int64_t total = 0;
-    for (const SendPart& part : call.sends) total += part.count;
-    uint8_t* scaled = scratch_.bytes(total * elem_bytes);
-    for (SendPart& part : call.sends) {
-      cpu::scale(call.dtype, part.data, call.factor, scaled, part.count);
-      part.data = scaled;
-      scaled += part.count * elem_bytes;
-    }
-  }
-  return call;
-}
-
-int64_t Communicator::dispatch_on_device(const Collective& call) {
-  try {
-    return run_on_device(*group_, *devices_, call, [this](const Collective& on_host) { return run_on_host(on_host); });
-  } catch (...) {
-    if (group_->has_failed()) devices_->abort(group_->fault());
-    throw;
-  }
-}
-
-int64_t Communicator::run_on_host(const Collective& call) {
-  if (is_packed(call)) return run_packed(call);
-  return premultiplies(call) ? dispatch(scale_input(call)) : dispatch(call);
-}
-
-int64_t Communicator::run_packed(const Collective& call) {
-  // scale_input() takes the same memory, and scales a reduce_scatter's buffer in place.
-  uint8_t* const buffer = scratch_.bytes(buffer_bytes(call, world_size_));
-  const Collective whole = call_on_buffer(call, rank_, buffer);
-  cpu::pack(call.packed, const_cast<void*>(whole.input));
-  const int64_t sent = run_on_host(whole);
-  cpu::unpack(call.unpacked, whole.output);
-  return sent;
-}
-
-int64_t Communicator::dispatch(const Collective& call) {
-  if (is_barrier(call.op)) return barrier(*group_);
-  if (is_exchange(call.op) && call.algo != Algo::direct) {
-    return exchange(*group_, call, tuning_.has_limit(call.op) ? tuning_.limit(call.op) : inline_bytes_);
-  }
-  switch (call.algo) {
-    case Algo::one_shot:
-      return one_shot(*group_, call);
-    case Algo::two_shot:
-      return two_shot(*group_, call, scratch_);
-    case Algo::ring:
-      return ring_all_reduce(*group_, call);
-    case Algo::direct:
-      return direct(*group_, call);
-    case Algo::staged:
-      if (call.op == OpKind::broadcast) return staged_broadcast(*group_, call);
-      if (call.op == OpKind::all_gather) return staged_all_gather(*group_, call);
-      return staged_reduce_scatter(*group_, call);
-  }
-  return 0;
-}
-
 std::shared_ptr<SymmetricRegion> Communicator::map_symmetric(int64_t num_bytes, const std::vector<int>& fds) {
   check_usable();
   RC_CHECK(fds.size() == static_cast<size_t>(world_size_), "need one segment per rank");
@@ -541,67 +329,6 @@ std::shared_ptr<const SymmetricRegion> Communicator::region_of(const Collective&
     if (region && region->offset_of(call.input, num_bytes) >= 0) return region;
   }
   return nullptr;
-}
-
-// ---- GPUs ----------------------------------------------------------------------------------------
-
-void Communicator::attach_device(std::shared_ptr<DeviceGroup> devices, const Tuning& tuning) {
-  check_usable();
-  std::lock_guard<std::mutex> lock(mutex_);
-  RC_CHECK(devices_ == nullptr, "this communicator has been set up for arrays on GPUs before");
-  if (!group_) RC_FAIL(aborted, "this communicator is closed; init() a new one");
-  devices_ = std::move(devices);
-  device_tuning_ = tuning;
-  has_devices_.store(true, std::memory_order_release);
-  // Kernels notice a failure through their own memory only, and what they find they cannot tell others.
-  group_->watch([devices = devices_, group = group_.get()] {
-    devices->report_late(*group);
-    if (!group->has_failed()) return true;
-    devices->abort(group->fault());
-    return false;
-  });
-}
-
-std::shared_ptr<DeviceGroup> Communicator::devices() const {
-  std::lock_guard<std::mutex> lock(mutex_);
-  return devices_;
-}
-
-std::vector<Range> Communicator::encoded_sums(int64_t num_elems, bool on_device) const {
-  const std::shared_ptr<DeviceGroup> group = devices();
-  if (!on_device || !group || group->mode() == DeviceMode::host) {
-    return encoded_sums_of(rank_, num_elems, world_size_, buffer_bytes_);
-  }
-  const Range range = cuda::encoded_sums_of(rank_, num_elems, world_size_);
-  return range.count() > 0 ? std::vector<Range>{range} : std::vector<Range>();
-}
-
-void Communicator::synchronize() {
-  check_usable();
-  {
-    std::unique_lock<std::mutex> lock(mutex_);
-    while (!changed_.wait_for(lock, kInterruptCheck, [this] { return !busy_ && queue_.empty(); })) {
-      lock.unlock();
-      check_interrupt("in synchronize()");
-      lock.lock();
-    }
-    busy_ = true;
-  }
-  std::exception_ptr error;
-  try {
-    if (!group_) RC_FAIL(aborted, "this communicator is closed; init() a new one");
-    group_->throw_if_failed();
-    if (devices_) group_->wait_for_device_outside([this] { return devices_->is_idle(*group_); });
-  } catch (...) {
-    error = std::current_exception();
-    if (devices_ && group_ && group_->has_failed()) devices_->abort(group_->fault());
-  }
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    busy_ = false;
-    changed_.notify_all();
-  }
-  if (error) std::rethrow_exception(error);
 }
 
 std::array<OpStats, kNumOps> Communicator::stats() const {

@@ -9,7 +9,7 @@ import pytest
 from ringcomm import Communicator
 from ringcomm.errors import MismatchError, UsageError
 from tests.comm.oracle import assert_same_bits, expected_all_reduce, factor_of, random_inputs
-from tests.comm.test_exact import BUFFER_BYTES, STAGING_KIB, extra, ops_of
+from tests.comm.test_exact import STAGING_KIB, extra, ops_of
 from tests.dtypes import NUMPY, REDUCED, SCALED
 from tests.worlds import Worlds
 
@@ -33,7 +33,7 @@ def lists(dtypes: Sequence[str], counts: Sequence[int], world_size: int, seed: i
 
 def assert_reduced(arrays: Sequence[Array], inputs: list[list[Array]], op: str) -> None:
     for k, (array, of_ranks) in enumerate(zip(arrays, inputs, strict=True)):
-        expected = expected_all_reduce(of_ranks, op, None, BUFFER_BYTES)
+        expected = expected_all_reduce(of_ranks, op, None)
         assert_same_bits(array, expected, (op, k, array.dtype, array.size))
 
 

@@ -295,6 +295,47 @@ def test_calls_may_be_queued(pools: Pools, mode: str, world_size: int) -> None:
     pools(mode).run(world_size, check_queued)
 
 
+def check_captured(comm: Communicator) -> None:
+    """What a graph uses stays mapped: the user's memory that was registered before, and the communicator's. What was
+    not registered cannot be now, and goes through the slab. On one rank, that is enough for all.
+    """
+    comm.use_device("simt")
+    run, n, rank = Counted(comm), comm.world_size, comm.rank
+    inputs = random_inputs("float32", 3000, n, 1)
+    known, unknown = placed(inputs[rank]), placed(inputs[rank])
+    region = of_the_communicator(comm, inputs[rank])
+    arrays = [known, unknown if rank == 0 else known.copy(), region]
+    assert run("all_reduce", known, algo="direct")
+    known[:] = inputs[rank]
+    counts = []
+    with _core.simt.DeviceGuard(rank):
+        _core.simt.begin_capture(0)
+        for x in arrays:
+            before = comm.direct_calls
+            comm.all_reduce(x, algo="direct")
+            counts.append(comm.direct_calls - before)
+        graph = _core.simt.end_capture(0)
+        assert counts == [1, 0, 1]
+        others = [
+            UserMemory(512) for _ in range(70)
+        ]  # so many that the slot of `known` would be given away
+        for turn, other in enumerate(others):
+            x = other.array("float32", 100)
+            x[:] = rank + turn
+            assert run("all_reduce", x, algo="direct")
+            assert (x == sum(range(n)) + n * turn).all()
+            assert (known == inputs[rank]).all()
+        graph.launch()
+        _core.simt.synchronize(0)
+    total = reference.all_reduce(inputs, "sum")
+    for x in arrays:
+        assert_same_bits(x, total, "captured")
+
+
+def test_calls_may_be_captured(pools: Pools) -> None:
+    pools("in_kernel").run(2, check_captured)
+
+
 def check_arrays(comm: Communicator) -> None:
     x = comm.empty((3, 5), "float16", device="simt")
     assert (x.shape, x.dtype) == ((3, 5), np.float16)
