@@ -754,8 +754,7 @@ class Communicator:
 
         Returns:
             The array, its values undefined. It may be dropped at any time, and outlives the
-            communicator. Memory of a GPU that is dropped is freed when a later array is made, or when a
-            communicator ends.
+            communicator. Memory of a GPU that is dropped is freed when a later array is made.
 
         Raises:
             UsageError: an unknown dtype, or shapes that differ. SystemResourceError: no memory,

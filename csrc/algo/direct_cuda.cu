@@ -144,7 +144,9 @@ __device__ __forceinline__ void run(const DirectArgs& args, Work work) {
   RoundsOfBlock block(args.group, args.rounds);
   for (int64_t round = args.rounds.begin; round < args.rounds.end; ++round) {
     if (round > args.rounds.begin && !block.next_round()) return;
-    if (round == kWorkRound) work(block);
+    if (round != kWorkRound) continue;
+    if (!block.may_touch_arrays()) return;
+    work(block);
   }
   block.finish();
 }

@@ -46,7 +46,7 @@ class ArraysOfCall {
 
   uint32_t meet() {
     for (int rank = 0; rank < world_size_; ++rank) records_.push_back(record_of(rank));
-    return devices_.arrays.meet(group_, records_);
+    return devices_.arrays.meet(group_, records_, [this] { devices_.finish_calls(group_); });
   }
 
   // False, on all ranks, if one of the arrays is not mapped.

@@ -16,20 +16,23 @@ __device__ __forceinline__ bool epoch_reached(uint32_t value, uint32_t target) {
   return static_cast<int32_t>(value - target) >= 0;
 }
 
+// Whether the host or a kernel of this rank has ended all waits.
+__device__ __forceinline__ bool has_ended(const GroupView& group) {
+  return load_relaxed_system(&group.watch->abort) != 0 || load_relaxed_system(&group.watch->late_rank) != 0;
+}
+
 // Polls until missing(), which returns a rank that has not come yet, returns -1. False if the group was aborted, or if
 // the rank did not come in time, which is reported then. By one thread; the others of the block learn of it at the next
 // block barrier.
 template <typename Missing>
 __device__ __forceinline__ bool wait_until_none(const GroupView& group, Missing missing) {
-  constexpr int kPollsPerCheck = 64;
+  constexpr uint32_t kPollsPerCheck = 64;
   uint64_t deadline = 0;
-  for (int polls = 0;; ++polls) {
+  for (uint32_t polls = 0;; ++polls) {
     const int late_rank = missing();
     if (late_rank < 0) return true;
     if (polls % kPollsPerCheck != kPollsPerCheck - 1) continue;
-    if (load_relaxed_system(&group.watch->abort) != 0 || load_relaxed_system(&group.watch->late_rank) != 0) {
-      return false;
-    }
+    if (has_ended(group)) return false;
     const uint64_t now = global_nanoseconds();
     if (deadline == 0) deadline = now + group.timeout_ns;
     if (now >= deadline) {
@@ -81,6 +84,12 @@ class RoundsOfBlock {
           !wait_until_none(group_, [=] { return epoch_reached(load_acquire_system(theirs), target) ? -1 : thread; });
     }
     return __syncthreads_or(failed) == 0;
+  }
+
+  // Before this rank's threads touch what is not in a slab: a peer that has given up may have got its arrays back,
+  // although it came to the round before. Called by all threads of the block; returns the same to all.
+  __device__ __forceinline__ bool may_touch_arrays() const {
+    return !rounds_.in_kernel || __syncthreads_or(threadIdx.x == 0 && has_ended(group_)) == 0;
   }
 
   // After the last round; by all threads of the block.

@@ -82,7 +82,8 @@ struct MemoryHandle {
 MemoryHandle handle_of(int device, const Allocation& allocation);
 
 // Device memory that is shared with peers: allocated here (CUDA's virtual memory management, or cudaMalloc where that
-// cannot be exported), zeroed; or mapped from a peer's handle. Unmapped or freed with the object; movable.
+// cannot be exported), zeroed; or mapped from a peer's handle. Unmapped or freed with the object, at once: no kernel
+// may use it any more. Movable.
 class SharedMemory {
  public:
   SharedMemory();
@@ -176,6 +177,9 @@ void copy_async(void* to, const void* from, int64_t num_bytes, Stream stream);
 void fill_async(void* to, int value, int64_t num_bytes, Stream stream);
 // Blocks until the stream has done all that is queued. For set-up and ends, not for collectives: it has no deadline.
 void synchronize(Stream stream);
+// Blocks until all is done that is queued on any stream of the device. As above; and it ruins the graph that a stream
+// of the device is being captured into.
+void synchronize_device(int device);
 // Whether the stream is being captured into a graph.
 bool is_capturing(Stream stream);
 

@@ -270,6 +270,10 @@ void synchronize(Stream stream) {
   const RelaxedCapture relaxed;
   RC_CUDA(cudaStreamSynchronize(stream), "work on a CUDA stream failed");
 }
+void synchronize_device(int device) {
+  const HostCall call(device);
+  RC_CUDA(cudaDeviceSynchronize(), "work on CUDA device ", device, " failed");
+}
 
 bool is_capturing(Stream stream) {
   cudaStreamCaptureStatus found = cudaStreamCaptureStatusNone;

@@ -77,6 +77,7 @@ void Event::hold_back(Stream) const { refuse("waiting for a CUDA event"); }
 void copy_async(void*, const void*, int64_t, Stream) { refuse("copying GPU memory"); }
 void fill_async(void*, int, int64_t, Stream) { refuse("filling GPU memory"); }
 void synchronize(Stream) { refuse("waiting for a CUDA stream"); }
+void synchronize_device(int) { refuse("waiting for a CUDA device"); }
 bool is_capturing(Stream) { return false; }
 
 }  // namespace ringcomm::runtime

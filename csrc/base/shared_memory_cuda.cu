@@ -5,7 +5,11 @@
 // has an old kind of handle. Where there is neither, only threads of this process share the memory.
 #include <unistd.h>
 
+#include <array>
 #include <cstring>
+#include <map>
+#include <memory>
+#include <mutex>
 #include <utility>
 
 #include "base/cuda_driver.h"
@@ -161,27 +165,65 @@ MemoryHandle handle_of(int device, const Allocation& allocation) {
   return handle;
 }
 
+// A peer's cudaMalloc. A process can have a handle open once only: those who want the same memory share it.
+class OpenedHandle {
+ public:
+  OpenedHandle(int device, const MemoryHandle& handle) : key_{device, {}} {
+    std::memcpy(key_.second.data(), handle.legacy, sizeof(handle.legacy));
+    const std::lock_guard<std::mutex> lock(mutex());
+    Shared& shared = all()[key_];
+    if (shared.num_users == 0) {
+      cudaIpcMemHandle_t ipc;
+      std::memcpy(&ipc, handle.legacy, sizeof(ipc));
+      RC_CUDA(cudaIpcOpenMemHandle(&shared.data, ipc, cudaIpcMemLazyEnablePeerAccess), "mapping memory of process ",
+              handle.pid, " for CUDA device ", device, " failed");
+    }
+    ++shared.num_users;
+    data_ = static_cast<uint8_t*>(shared.data);
+  }
+  ~OpenedHandle() {
+    const std::lock_guard<std::mutex> lock(mutex());
+    const auto found = all().find(key_);
+    if (--found->second.num_users > 0) return;
+    cudaIpcCloseMemHandle(found->second.data);
+    all().erase(found);
+  }
+  OpenedHandle(const OpenedHandle&) = delete;
+  uint8_t* data() const { return data_; }
+
+ private:
+  using Key = std::pair<int, std::array<uint8_t, sizeof(MemoryHandle::legacy)>>;
+  struct Shared {
+    void* data = nullptr;
+    int num_users = 0;
+  };
+  // Not destroyed: memory may be let go of when the process ends.
+  static std::mutex& mutex() {
+    static std::mutex& only = *new std::mutex;
+    return only;
+  }
+  static std::map<Key, Shared>& all() {
+    static auto& only = *new std::map<Key, Shared>;
+    return only;
+  }
+
+  Key key_;
+  uint8_t* data_ = nullptr;
+};
+
 struct SharedMemory::State {
   MemoryHandle handle{};
   uint8_t* data = nullptr;
-  int device = 0;             // that uses it
-  VirtualRange range;         // created, or imported
-  void* allocated = nullptr;  // by cudaMalloc
-  void* opened = nullptr;     // by cudaIpcOpenMemHandle
+  int device = 0;                        // that uses it
+  VirtualRange range;                    // created, or imported
+  void* allocated = nullptr;             // by cudaMalloc
+  std::unique_ptr<OpenedHandle> opened;  // a peer's
 
-  // Waits for the device, as freeing memory does anyway: a kernel that still uses what is unmapped ends the context.
-  // Nobody can wait for a device of which a stream is being captured; then the memory stays.
   ~State() {
     if (range.empty() && allocated == nullptr && opened == nullptr) return;
     try {
       const HostCall call(device);
-      if (cudaDeviceSynchronize() == cudaErrorStreamCaptureUnsupported) {
-        *new VirtualRange = std::move(range);
-        log(LogLevel::warning, "INIT", "GPU memory that was shared is not freed: a CUDA graph is being captured");
-        cudaGetLastError();
-        return;
-      }
-      if (opened != nullptr) cudaIpcCloseMemHandle(opened);
+      opened.reset();
       if (allocated != nullptr) cudaFree(allocated);
       range = VirtualRange();
     } catch (const Error&) {  // the device is lost, and its memory with it
@@ -247,11 +289,8 @@ struct SharedMemory::State {
   }
 
   void open_legacy() {
-    cudaIpcMemHandle_t ipc;
-    std::memcpy(&ipc, handle.legacy, sizeof(ipc));
-    RC_CUDA(cudaIpcOpenMemHandle(&opened, ipc, cudaIpcMemLazyEnablePeerAccess), "mapping memory of process ",
-            handle.pid, " for CUDA device ", device, " failed");
-    data = static_cast<uint8_t*>(opened);
+    opened = std::make_unique<OpenedHandle>(device, handle);
+    data = opened->data();
   }
 };
 

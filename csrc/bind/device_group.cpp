@@ -108,7 +108,7 @@ void bind_device_group(py::module_& module) {
           },
           py::arg("own"), py::arg("num_bytes"), py::arg("handles"), py::arg("fds"))
       .def_property_readonly("num_direct_calls",
-                             [](const DeviceGroup& group) { return group.arrays.num_direct_calls; });
+                             [](const DeviceGroup& group) { return group.arrays.num_direct_calls.load(); });
 }
 
 }  // namespace ringcomm::bind

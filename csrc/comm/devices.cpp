@@ -52,7 +52,10 @@ void Communicator::synchronize() {
     if (devices_) group_->wait_for_device_outside([this] { return devices_->is_idle(*group_); });
   } catch (...) {
     error = std::current_exception();
-    if (devices_ && group_ && group_->has_failed()) devices_->abort(group_->fault());
+    if (devices_ && group_ && group_->has_failed()) {
+      devices_->abort(group_->fault());
+      devices_->let_peers_stop();
+    }
   }
   {
     std::lock_guard<std::mutex> lock(mutex_);

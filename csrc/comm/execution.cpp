@@ -94,7 +94,10 @@ int64_t Communicator::dispatch_on_device(const Collective& call) {
   try {
     return run_on_device(*group_, *devices_, call, [this](const Collective& on_host) { return run_on_host(on_host); });
   } catch (...) {
-    if (group_->has_failed()) devices_->abort(group_->fault());
+    if (group_->has_failed()) {
+      devices_->abort(group_->fault());
+      devices_->let_peers_stop();
+    }
     throw;
   }
 }

@@ -1,6 +1,8 @@
 #include "transport/device_arrays.h"
 
 #include <algorithm>
+#include <map>
+#include <utility>
 
 #include "base/log.h"
 
@@ -9,7 +11,7 @@ namespace {
 
 struct Dropped {
   std::mutex mutex;
-  std::vector<runtime::SharedMemory> memory;
+  std::map<int, std::vector<runtime::SharedMemory>> memory;  // by the device that uses it
 };
 Dropped& dropped() {
   static Dropped& all = *new Dropped;  // arrays end in any thread, also when the process does
@@ -38,13 +40,16 @@ bool is_there_still(const runtime::Allocation& allocation) {
 
 DeviceRegion::~DeviceRegion() {
   const std::lock_guard<std::mutex> lock(dropped().mutex);
-  for (runtime::SharedMemory& memory : memory_) dropped().memory.push_back(std::move(memory));
+  for (runtime::SharedMemory& memory : memory_) dropped().memory[device_].push_back(std::move(memory));
 }
 
 void DeviceRegion::free_dropped() {
-  std::vector<runtime::SharedMemory> memory;
-  const std::lock_guard<std::mutex> lock(dropped().mutex);
-  memory.swap(dropped().memory);
+  std::map<int, std::vector<runtime::SharedMemory>> memory;
+  {
+    const std::lock_guard<std::mutex> lock(dropped().mutex);
+    memory.swap(dropped().memory);
+  }
+  for (const auto& of_device : memory) runtime::synchronize_device(of_device.first);
 }
 
 // ---- DeviceArrays --------------------------------------------------------------------------------
@@ -68,7 +73,7 @@ std::shared_ptr<DeviceRegion> DeviceArrays::map_region(runtime::SharedMemory own
   const std::lock_guard<std::mutex> lock(mutex_);
   const auto is_gone = [](const std::weak_ptr<DeviceRegion>& region) { return region.expired(); };
   regions_.erase(std::remove_if(regions_.begin(), regions_.end(), is_gone), regions_.end());
-  const auto region = std::make_shared<DeviceRegion>(++num_regions_, rank_, num_bytes, std::move(memory));
+  const auto region = std::make_shared<DeviceRegion>(++num_regions_, rank_, device_, num_bytes, std::move(memory));
   regions_.push_back(region);
   return region;
 }
@@ -95,6 +100,7 @@ ArrayPlace DeviceArrays::find(const void* array, int64_t num_bytes, bool is_capt
       if (offset >= 0) return {ArrayPlace::Kind::region, region->id(), offset};
     }
   }
+  if (!is_captured) drop_next_if_gone(record);
   const runtime::Allocation allocation = runtime::allocation_of(array);
   if (allocation.num_bytes == 0 || !contains(allocation, array, num_bytes)) return kNowhere;
   Own* found = nullptr;
@@ -128,6 +134,11 @@ void DeviceArrays::drop_stale(const runtime::Allocation& allocation, DeviceArray
   }
 }
 
+void DeviceArrays::drop_next_if_gone(DeviceArraysRecord& record) {
+  Own& own = own_[next_looked_at_++ % own_.size()];
+  if (own.allocation.num_bytes > 0 && !is_there_still(own.allocation)) drop(own, record);
+}
+
 // A free one, or the one that was not used for longest; null: graphs use all of them.
 DeviceArrays::Own* DeviceArrays::free_slot(DeviceArraysRecord& record) {
   Own* oldest = nullptr;
@@ -144,13 +155,17 @@ void DeviceArrays::let_go(Mapped& mapped) {
   mapped = Mapped{};
 }
 
-uint32_t DeviceArrays::meet(ShmGroup& group, const std::vector<DeviceArraysRecord*>& records) {
+uint32_t DeviceArrays::meet(ShmGroup& group, const std::vector<DeviceArraysRecord*>& records,
+                            const std::function<void()>& finish) {
   bool any_added = false;
+  bool any_dropped = false;
   for (int owner = 0; owner < world_size_; ++owner) {
     const DeviceArraysRecord& record = *records[static_cast<size_t>(owner)];
     any_added = any_added || record.num_added > 0;
     for (int slot = 0; slot < kRegistrationSlots && owner != rank_; ++slot) {
-      if ((record.dropped >> slot & 1u) != 0) let_go(mapped_at(owner, slot));
+      if ((record.dropped >> slot & 1u) == 0) continue;
+      if (!std::exchange(any_dropped, true)) finish();
+      let_go(mapped_at(owner, slot));
     }
   }
   if (!any_added) return 0;
@@ -227,7 +242,6 @@ void DeviceArrays::close() {
   for (MappedOfRank& of_rank : mapped_) of_rank = {};
   kept_for_graphs_.clear();
   regions_in_graphs_.clear();
-  DeviceRegion::free_dropped();
 }
 
 }  // namespace ringcomm

@@ -6,12 +6,14 @@
 // every rank announces, in the same calls, so all know the same. What cannot be registered goes through the slabs.
 //
 // Freed memory is never used: an allocation is known by an id that CUDA gives to no other, the owner asks for it before
-// every call, and a call names only what is there. What the peers have mapped of memory that is gone they let go when
-// its owner next registers something; so they do with what was not used for longest when all slots are taken. What a
-// captured graph uses stays mapped until the group ends.
+// every call, and a call names only what is there. What the peers have mapped of memory that is gone, and so keep from
+// others, they let go soon: the owner looks at one slot more in every call. So they do with what was not used for
+// longest when all slots are taken. What a captured graph uses stays mapped until the group ends.
 #pragma once
 
 #include <array>
+#include <atomic>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -23,13 +25,14 @@
 
 namespace ringcomm {
 
-// GPU memory of comm.empty(): as much on every rank, mapped by all. It is freed when a later array is allocated, or
-// with the group: freeing waits for the GPU, on which a kernel of another rank may wait for this very thread.
+// GPU memory of comm.empty(): as much on every rank, mapped by all. What is dropped is freed when a later array is
+// allocated: whoever used it may have queued more, so that waits for the GPU, on which a kernel of another rank may
+// wait for the very thread that drops it.
 class DeviceRegion {
  public:
   // memory: by rank.
-  DeviceRegion(uint32_t id, int rank, int64_t num_bytes, std::vector<runtime::SharedMemory> memory)
-      : id_(id), rank_(rank), num_bytes_(num_bytes), memory_(std::move(memory)) {}
+  DeviceRegion(uint32_t id, int rank, int device, int64_t num_bytes, std::vector<runtime::SharedMemory> memory)
+      : id_(id), rank_(rank), device_(device), num_bytes_(num_bytes), memory_(std::move(memory)) {}
   ~DeviceRegion();
   DeviceRegion(const DeviceRegion&) = delete;
 
@@ -43,12 +46,13 @@ class DeviceRegion {
     return offset >= 0 && offset + num_bytes <= num_bytes_ ? offset : -1;
   }
 
-  // Frees what was dropped since the last time. Waits for the GPU; in set-up and at ends.
+  // Frees what was dropped since the last time, by this process. Waits for its GPUs; for set-up.
   static void free_dropped();
 
  private:
   const uint32_t id_;
   const int rank_;
+  const int device_;
   const int64_t num_bytes_;
   std::vector<runtime::SharedMemory> memory_;
 };
@@ -67,9 +71,10 @@ class DeviceArrays {
 
   // Where an array lies; registers it if need be and possible. Null: nowhere. Before ShmGroup::announce().
   ArrayPlace find(const void* array, int64_t num_bytes, bool is_captured, DeviceArraysRecord& record);
-  // After wait_all_announced(): maps what is new. records: of all ranks; the own one is written to. Returns the steps
-  // that this took, the same on all ranks.
-  uint32_t meet(ShmGroup& group, const std::vector<DeviceArraysRecord*>& records);
+  // After wait_all_announced(): maps what is new. records: of all ranks; the own one is written to. finish() is called
+  // before anything is let go of, and returns when all earlier calls of this rank are done. Returns the steps that this
+  // took, the same on all ranks.
+  uint32_t meet(ShmGroup& group, const std::vector<DeviceArraysRecord*>& records, const std::function<void()>& finish);
   // After meet(): where this rank's kernels reach what `rank` announced; null: they do not, and nor do other ranks'.
   // is_captured: it must stay so for a graph.
   uint8_t* reach(const std::vector<DeviceArraysRecord*>& records, int rank, const ArrayPlace& place, bool is_captured);
@@ -78,8 +83,8 @@ class DeviceArrays {
   void close();
   void abandon();
 
-  // Collectives that used arrays where they are.
-  uint64_t num_direct_calls = 0;
+  // Collectives that used arrays where they are. Any thread reads it.
+  std::atomic<uint64_t> num_direct_calls{0};
 
  private:
   struct Own {
@@ -97,6 +102,7 @@ class DeviceArrays {
   Own* free_slot(DeviceArraysRecord& record);
   void drop(Own& own, DeviceArraysRecord& record);
   void drop_stale(const runtime::Allocation& allocation, DeviceArraysRecord& record);
+  void drop_next_if_gone(DeviceArraysRecord& record);
   void let_go(Mapped& mapped);
   Mapped& mapped_at(int rank, int64_t slot) { return mapped_[static_cast<size_t>(rank)][static_cast<size_t>(slot)]; }
   std::shared_ptr<DeviceRegion> region(uint32_t id) const;
@@ -110,6 +116,7 @@ class DeviceArrays {
   std::vector<runtime::SharedMemory> kept_for_graphs_;
   std::vector<std::shared_ptr<DeviceRegion>> regions_in_graphs_;
   uint64_t num_uses_ = 0;
+  size_t next_looked_at_ = 0;  // of own_
 
   mutable std::mutex mutex_;  // guards what follows
   std::vector<std::weak_ptr<DeviceRegion>> regions_;

@@ -19,6 +19,8 @@ using Clock = std::chrono::steady_clock;
 // A kernel notices its own deadline, which began later than the host's, and that it is told to end.
 constexpr std::chrono::seconds kGrace{2};
 constexpr std::chrono::milliseconds kNap{1};
+// After a failure, until the hosts of all ranks know of it: ShmGroup::watch() with some to spare.
+constexpr std::chrono::milliseconds kUntilAllKnow{700};
 
 constexpr int64_t kBoxGranule = 512;
 constexpr int64_t kPacketGranule = 16;
@@ -98,13 +100,18 @@ std::string reason_for_steps(const std::vector<DeviceFacts>& facts) {
   return {};
 }
 
-// Blocks of all ranks of a GPU are resident at once if they may wait for each other.
+// Blocks of all ranks of a GPU are resident at once if they may wait for each other. Those of other groups may wait
+// there, too: two groups that begin in another order on one GPU than on the next end each other's waits by the
+// deadline, unless both fit. So a rank that has a GPU of its own leaves room for more; what it takes is enough for its
+// links.
 int num_blocks(const std::vector<DeviceFacts>& facts, DeviceMode mode) {
+  constexpr int kGroupsAtOnce = 4;
   std::map<runtime::DeviceUuid, int> ranks_of;
   for (const DeviceFacts& one : facts) ++ranks_of[one.uuid];
   int blocks = kMostCollectiveBlocks;
   for (const DeviceFacts& one : facts) {
-    const int sharing = mode == DeviceMode::in_kernel ? ranks_of[one.uuid] : 1;
+    const int ranks = ranks_of[one.uuid];
+    const int sharing = mode != DeviceMode::in_kernel ? 1 : ranks > 1 ? ranks : kGroupsAtOnce;
     blocks = std::min(blocks, std::max(1, one.num_multiprocessors / sharing));
   }
   return blocks;
@@ -275,6 +282,10 @@ void DeviceGroup::finish(Stream stream, ShmGroup& group) {
   group.wait_for_device([this] { return round_.passed(); });
 }
 
+void DeviceGroup::finish_calls(ShmGroup& group) {
+  group.wait_for_device([this] { return last_.passed(); });
+}
+
 bool DeviceGroup::is_idle(ShmGroup& group) {
   const bool passed = last_.passed();
   report_late(group);
@@ -285,7 +296,10 @@ bool DeviceGroup::is_idle(ShmGroup& group) {
 void DeviceGroup::abort(const Error& error) {
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    if (!error_) error_ = error;
+    if (!error_) {
+      error_ = error;
+      failed_at_ = Clock::now();
+    }
   }
   failed_.store(true, std::memory_order_release);
   __atomic_store_n(&watch_in(*watch_).abort, 1u, __ATOMIC_SEQ_CST);
@@ -293,8 +307,17 @@ void DeviceGroup::abort(const Error& error) {
 
 void DeviceGroup::throw_if_failed() const {
   if (!failed_.load(std::memory_order_acquire)) return;
+  let_peers_stop();
   std::lock_guard<std::mutex> lock(mutex_);
   throw Error(*error_);
+}
+
+void DeviceGroup::let_peers_stop() const {
+  if (arrays.num_direct_calls == 0 || !failed_.load(std::memory_order_acquire)) return;
+  std::unique_lock<std::mutex> lock(mutex_);
+  const Clock::time_point until = failed_at_ + kUntilAllKnow;
+  lock.unlock();
+  std::this_thread::sleep_until(until);
 }
 
 void DeviceGroup::report_late(ShmGroup& group) const {
@@ -333,10 +356,13 @@ void DeviceGroup::drain(ShmGroup& group, const std::function<void()>& check) {
 }
 
 void DeviceGroup::release(const ShmGroup& group) {
-  if (!driver_keeps_slab_ && has_slab() && !group.wait_until_all_left()) {
+  // The buffer that lists are packed into may be among what peers have mapped.
+  const bool peers_hold_memory = !driver_keeps_slab_ || arrays.num_direct_calls > 0;
+  if (peers_hold_memory && has_slab() && !group.wait_until_all_left()) {
     log(LogLevel::info, "INIT", "rank ", rank_, " of group '", group.name(),
-        "' keeps a slab of GPU memory: not all of its peers have left");
+        "' keeps its shared GPU memory: not all of its peers have left");
     static_cast<void>(new std::vector<runtime::SharedMemory>(std::move(slabs_)));
+    static_cast<void>(new runtime::DeviceMemory(std::move(pack_buffer_)));
   }
   slabs_.clear();
   pack_buffer_ = runtime::DeviceMemory();

@@ -123,6 +123,8 @@ class DeviceGroup {
   std::shared_ptr<runtime::Event> mark(Stream stream);
   // Blocks until `stream` has come here; inside a collective.
   void finish(Stream stream, ShmGroup& group);
+  // Blocks until all calls so far are done; inside a collective.
+  void finish_calls(ShmGroup& group);
   // Whether all calls so far are done; false while one waits. Throws the group's fault, and reports the one that a
   // kernel found.
   bool is_idle(ShmGroup& group);
@@ -132,6 +134,9 @@ class DeviceGroup {
   // Ends all waits of this rank's kernels, now and for ever. `error`: what throw_if_failed() throws.
   void abort(const Error& error);
   void throw_if_failed() const;
+  // After abort(): blocks until no peer begins to write into this rank's arrays any more, less than a second after the
+  // failure. A kernel that a peer has queued, and that starts late, knows of it only when that peer's host does.
+  void let_peers_stop() const;
   // Tells the group if a kernel gave up waiting for a peer.
   void report_late(ShmGroup& group) const;
 
@@ -161,6 +166,7 @@ class DeviceGroup {
 
   mutable std::mutex mutex_;  // guards what follows
   std::optional<Error> error_;
+  std::chrono::steady_clock::time_point failed_at_;
   std::atomic<bool> failed_{false};
 };
 

@@ -9,7 +9,7 @@ import itertools
 import numpy as np
 import pytest
 
-from ringcomm import _core
+from ringcomm import _core, reference
 from tests.dtypes import NUMPY
 from tests.simt.collectives import Group, call
 from tests.simt.emulator import PLANS, Emulator, EmulatorError, Plan
@@ -139,6 +139,22 @@ def test_abort_ends_every_wait(simt: Emulator, kind: str) -> None:
         group.queue(made.calls[:2], 0, rounds)
         assert simt.run(*plan) == [], plan
         assert group.late_ranks() == [0, 0], plan
+        simt.release_all()
+
+
+def test_a_rank_that_has_given_up_touches_no_array(simt: Emulator) -> None:
+    """Although all peers have come: by then they may have their memory back."""
+    (_, (chunk, _), _) = reference.ring_chunks(700, 3, 4)
+    for plan in PLANS:
+        group = group_of(simt, 3)
+        made = Reduction(simt, "direct", 3, "float32", "sum", 700)
+        outputs = [output for output, _ in made.expected[1::2]]
+        untouched = [output[chunk].tobytes() for output in outputs]
+        group.watches[1][0] = 1
+        group.queue(made.calls, 0, group.plan(made.calls)[0])
+        assert simt.run(*plan) == [], plan
+        assert [output[chunk].tobytes() for output in outputs] == untouched, plan
+        assert group.late_ranks()[0::2] == [2, 2], plan
         simt.release_all()
 
 

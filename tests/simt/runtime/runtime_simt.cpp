@@ -211,7 +211,6 @@ struct SharedMemory::State {
     if (mapping.data() == nullptr) return;
     const DeviceGuard guard(device);
     need_context();
-    simt::Gpu::get().synchronize();
     simt::forget_place(data);
   }
 };
@@ -432,6 +431,10 @@ void synchronize(Stream stream) {
   const CUstream_st on = resolved(stream);
   if (const auto capture = simt::Gpu::get().capture_of(on)) spoil(capture, "a captured stream was waited for");
   simt::Gpu::get().synchronize(on);
+}
+void synchronize_device(int device) {
+  check_device(device);
+  simt::Gpu::get().synchronize();
 }
 bool is_capturing(Stream stream) { return simt::Gpu::get().capture_of(resolved(stream)) != nullptr; }
 
