@@ -16,6 +16,7 @@ __all__ = ["DEVICES", "Device", "Unavailable", "device", "rounded"]
 
 ITEM_BYTES = _core.DTYPE_BYTES
 Array = Any
+ALL = slice(None)
 
 
 class Unavailable(Exception):
@@ -62,9 +63,9 @@ class Device:
     def empty(self, count: int, dtype: str) -> Array:
         return np.full(count * ITEM_BYTES[dtype], 0xA5, np.uint8)
 
-    def fetch(self, array: Array) -> np.ndarray[Any, Any]:
-        """The bytes, on the host."""
-        return np.asarray(array).reshape(-1).view(np.uint8).copy()
+    def fetch(self, array: Array, window: slice = ALL) -> np.ndarray[Any, Any]:
+        """The bytes in a window, on the host."""
+        return np.asarray(array).reshape(-1).view(np.uint8)[window].copy()
 
     def pointer(self, array: Array) -> int:
         return int(array.ctypes.data)
@@ -152,8 +153,8 @@ class CudaDevice(Device):
         poison = torch.full((count * ITEM_BYTES[dtype],), 0xA5, dtype=torch.uint8, device="cuda")
         return poison.view(getattr(torch, dtype))
 
-    def fetch(self, array: Array) -> np.ndarray[Any, Any]:
-        raw: np.ndarray[Any, Any] = array.reshape(-1).view(self.torch.uint8).cpu().numpy()
+    def fetch(self, array: Array, window: slice = ALL) -> np.ndarray[Any, Any]:
+        raw: np.ndarray[Any, Any] = array.reshape(-1).view(self.torch.uint8)[window].cpu().numpy()
         return raw
 
     def pointer(self, array: Array) -> int:
