@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -112,6 +113,9 @@ class CudaDevice(Device):
     def __init__(self) -> None:
         if _core.RUNTIME != "cuda":
             raise Unavailable("this ringcomm was built without CUDA (see python -m ringcomm.info)")
+        # Before CUDA starts. Of 8 hardware queues, the default, two ranks that are threads may get the same for their
+        # streams: then one's kernel would come after the other's that waits for it.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
         try:
             import torch
         except ImportError as error:
