@@ -4,8 +4,9 @@
 
 Needs no network and installs nothing: this Python's packages build the extensions in place, for this GPU alone, and run
 bench.kernels, compute-sanitizer over a short run, and the tests of tests/gpu, which get the time that is left. It takes
-less than nine minutes. Every stage has a time limit (with --only, that limit alone); what fails or is missing does not stop the next one. Writes one JSON file with the hardware,
-the versions, the commit, and what every stage and test came to, by default into bench/results.
+less than nine minutes. Every stage has a time limit (with --only, that limit alone); what fails or is missing does not
+stop the next one. Writes one JSON file with the hardware, the versions, the commit, and what every stage and test came
+to, by default into bench/results.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 TOTAL_SECONDS = 525.0
 TEST_SECONDS = 280.0
-REPORT_SECONDS = 30.0  # from the end of the last test to the end of pytest
+REPORT_SECONDS = 30.0  # for the test that is running when the time is over, and pytest's end
 TAIL = 6000  # characters of a stage's output that are kept
 
 # What a stage cannot do without, as pip names it; and what makes it say more.
