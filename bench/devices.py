@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ __all__ = ["DEVICES", "Device", "Unavailable", "device", "rounded"]
 
 ITEM_BYTES = _core.DTYPE_BYTES
 Array = Any
+ALL = slice(None)
 
 
 class Unavailable(Exception):
@@ -62,9 +64,9 @@ class Device:
     def empty(self, count: int, dtype: str) -> Array:
         return np.full(count * ITEM_BYTES[dtype], 0xA5, np.uint8)
 
-    def fetch(self, array: Array) -> np.ndarray[Any, Any]:
-        """The bytes, on the host."""
-        return np.asarray(array).reshape(-1).view(np.uint8).copy()
+    def fetch(self, array: Array, window: slice = ALL) -> np.ndarray[Any, Any]:
+        """The bytes in a window, on the host."""
+        return np.asarray(array).reshape(-1).view(np.uint8)[window].copy()
 
     def pointer(self, array: Array) -> int:
         return int(array.ctypes.data)
@@ -111,6 +113,9 @@ class CudaDevice(Device):
     def __init__(self) -> None:
         if _core.RUNTIME != "cuda":
             raise Unavailable("this ringcomm was built without CUDA (see python -m ringcomm.info)")
+        # Before CUDA starts. Of 8 hardware queues, the default, two ranks that are threads may get the same for their
+        # streams: then one's kernel would come after the other's that waits for it.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
         try:
             import torch
         except ImportError as error:
@@ -152,8 +157,8 @@ class CudaDevice(Device):
         poison = torch.full((count * ITEM_BYTES[dtype],), 0xA5, dtype=torch.uint8, device="cuda")
         return poison.view(getattr(torch, dtype))
 
-    def fetch(self, array: Array) -> np.ndarray[Any, Any]:
-        raw: np.ndarray[Any, Any] = array.reshape(-1).view(self.torch.uint8).cpu().numpy()
+    def fetch(self, array: Array, window: slice = ALL) -> np.ndarray[Any, Any]:
+        raw: np.ndarray[Any, Any] = array.reshape(-1).view(self.torch.uint8)[window].cpu().numpy()
         return raw
 
     def pointer(self, array: Array) -> int:

@@ -1,12 +1,14 @@
 """One all_reduce of several ranks in one process on one device, as share of the bound by bytes moved.
 
 The ranks are threads with a communicator each. On a GPU the collective is one kernel per rank, and all of them run at
-the same time. The bound: all bytes that the ranks' kernels read and write, each once, at the rate of the device's own
+the same time: RINGCOMM_CUDA_MODE=in_kernel vouches for what a communicator cannot see, that each rank has a stream of
+its own; left alone, it would run in steps that the host synchronises. The bound: all bytes that the ranks' kernels read and write, each once, at the rate of the device's own
 copy, measured in turn with it.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import threading
 import time
@@ -18,7 +20,8 @@ import numpy as np
 
 import ringcomm
 from bench.devices import ITEM_BYTES, Device, rounded, widened
-from ringcomm import _core, codec, reference
+from bench.kernel_cases import Wrong
+from ringcomm import _core, codec, env, reference
 from ringcomm.store import TCPStore
 
 __all__ = ["RANKS", "bytes_moved", "measure"]
@@ -27,6 +30,7 @@ RANKS = 4
 CALLS = 10  # in a row, for one sample
 CHECKED = 1 << 15  # elements at either end that are compared with the reference
 TIMEOUT = 60.0
+MODE = "RINGCOMM_CUDA_MODE"
 
 Way = tuple[str, str]  # codec and algorithm
 
@@ -47,9 +51,20 @@ def bytes_moved(num_bytes: int, ranks: int, dtype: str, spec: str, algo: str = "
 
 
 def measure(
-    device: Device, num_bytes: int, dtype: str, specs: list[str], rounds: int
+    device: Device,
+    num_bytes: int,
+    dtype: str,
+    specs: list[str],
+    rounds: int,
+    note: Callable[[str], None],
 ) -> Iterator[dict[str, Any]]:
-    """A row for each codec, verified, for an exact one also where the arrays are; and one of torch's operations."""
+    """A row for each codec, verified, for an exact one also where the arrays are; and one of torch's operations.
+
+    ``note`` is told the mode that the communicators worked in, which every row of theirs names too.
+
+    Raises:
+        Wrong: a result is, or the collectives did not run as they are to be measured.
+    """
     count = num_bytes // ITEM_BYTES[dtype]
     server = TCPStore(is_server=True)
     meeting = threading.Barrier(RANKS, timeout=TIMEOUT)
@@ -58,6 +73,7 @@ def measure(
     ways += [(spec, "direct") for spec in specs if codec(spec).exact and device.name == "cuda"]
     results: dict[Way, list[list[float]]] = {way: [[] for _ in range(RANKS)] for way in ways}
     copies: list[float] = []
+    modes: list[str | None] = [None] * RANKS
     errors: list[BaseException] = []
 
     def run(rank: int) -> None:
@@ -75,6 +91,12 @@ def measure(
         with ringcomm.init(
             rank, RANKS, store=store, timeout=TIMEOUT, device=device.rank_device
         ) as comm:
+            modes[rank] = comm.device_mode
+            if device.name == "cuda" and comm.device_mode != "in_kernel":
+                raise Wrong(
+                    f"the all_reduce of rank {rank} runs in mode {comm.device_mode}, expected in_kernel: its times "
+                    "would be those of the host; see comm.explain()"
+                )
             for way in ways:
                 _verify(comm, device, array, raws, dtype, way, rank, meeting)
             twins = [device.empty(num_bytes, "uint8") for _ in range(2 if rank == 0 else 0)]
@@ -91,16 +113,18 @@ def measure(
                 meeting.wait()
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(RANKS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with _in_kernel(device):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     server.close()
     if errors:
         raise next(
             (e for e in errors if not isinstance(e, threading.BrokenBarrierError)), errors[0]
         )
     copy_rate = 2 * num_bytes / statistics.median(copies)
+    note(f"all_reduce x{RANKS}: ranks are threads on one device, in mode {modes[0]}")
     for spec, algo in ways:
         slowest = [max(each) for each in zip(*results[spec, algo], strict=True)]
         moved = bytes_moved(num_bytes, RANKS, dtype, spec, algo)
@@ -111,6 +135,7 @@ def measure(
             "codec": spec,
             "who": "ringcomm",
             "algo": algo,
+            "mode": modes[0],
             "moved": moved,
             **_speed(slowest, moved, copy_rate),
         }
@@ -122,6 +147,7 @@ def measure(
             "op": f"all_reduce x{RANKS}",
             "codec": None,
             "who": "torch",
+            "mode": None,
             "moved": moved,
             **_speed(samples, moved, copy_rate),
         }
@@ -176,7 +202,7 @@ def _verify(
     comm.synchronize()
     meeting.wait()
     if (comm.direct_calls > direct_calls) != (algo == "direct"):
-        raise SystemExit(f"all_reduce with codec {spec}: it should have been {algo} and was not")
+        raise Wrong(f"all_reduce with codec {spec}: it should have been {algo} and was not")
     found = device.fetch(array)
     chosen = codec(spec)
     names = {code: name for name, code in _core.CODECS.items()}
@@ -189,7 +215,7 @@ def _verify(
         begin = part.start * size
         got = found[begin : begin + expected.nbytes]
         if not np.array_equal(got, expected.view(np.uint8)):
-            raise SystemExit(f"all_reduce with codec {spec}: wrong result, nothing was measured")
+            raise Wrong(f"all_reduce with codec {spec}: not the reference's bytes")
     assert np.isfinite(widened(found.view(raws[0].dtype), dtype)).all()
 
 
@@ -201,6 +227,25 @@ def _calls(comm: Any, array: Any, way: Way, calls: int = CALLS) -> Callable[[], 
             comm.all_reduce(array, op="avg", codec=spec, algo=algo)
 
     return work
+
+
+@contextmanager
+def _in_kernel(device: Device) -> Iterator[None]:
+    """The mode of communicators that are made in the block, on a GPU."""
+    if device.name != "cuda":
+        yield
+        return
+    before = os.environ.get(MODE)
+    os.environ[MODE] = "in_kernel"
+    env.forget()
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[MODE]
+        else:
+            os.environ[MODE] = before
+        env.forget()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The kernels of codecs, reductions and packing, what else could do the same, and whether each did."""
+"""The kernels of codecs, reductions and packing, and whether each did what it should."""
 
 from __future__ import annotations
 
@@ -12,13 +12,25 @@ import numpy as np
 from bench.devices import ITEM_BYTES, Array, Device, rounded, widened
 from ringcomm import _core
 
-__all__ = ["CODECS", "Entry", "Setting", "Wrong", "entries", "peers"]
+__all__ = ["CODECS", "WHOLE", "Entry", "Setting", "Wrong", "entries", "windows"]
 
 CODECS = ("bf16", "fp16", "int8", "int4")
 INPUTS = 4  # of a reduction
 PIECES = 64  # of what is packed
 DIVISOR = 3.0
 BLOCK = 32
+NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}  # raw elements
+
+# Of a larger array, random values repeat and not every byte is compared: NumPy would take longer than the device.
+WHOLE = 16 << 20
+PERIOD = (
+    4 << 20
+) - 3  # elements; odd, so that a value's neighbours are the same in no two blocks of the array
+EDGE, WINDOW, NUM_WINDOWS = 1 << 20, 32 << 10, 128  # at either end, and between
+
+
+# float32 of a window of elements, on the host.
+Values = Callable[[slice], Any]
 
 
 class Wrong(Exception):
@@ -45,6 +57,19 @@ class Entry:
     samples: list[float] = field(default_factory=list)
 
 
+def windows(count: int, whole: bool) -> list[slice]:
+    """What is compared of ``count`` bytes or elements: all, or both ends and windows at even distances between."""
+    if whole or count <= 2 * EDGE + NUM_WINDOWS * WINDOW:
+        return [slice(0, count)]
+    step = (count - 2 * EDGE) // NUM_WINDOWS // 64 * 64
+    begins = [EDGE + k * step for k in range(NUM_WINDOWS)]
+    return [
+        slice(0, EDGE),
+        *(slice(begin, begin + WINDOW) for begin in begins),
+        slice(count - EDGE, count),
+    ]
+
+
 class Setting:
     """The arrays of one dtype and size, and their twins on the host."""
 
@@ -54,13 +79,19 @@ class Setting:
         self.count = num_bytes // self.item // BLOCK * BLOCK
         self.code = _core.DTYPES[dtype]
         rng = np.random.default_rng(0)
-        self.raw = [
-            rounded(rng.standard_normal(self.count, dtype=np.float32), dtype) for _ in range(INPUTS)
-        ]
+        self.whole = num_bytes <= WHOLE
+
+        def values(kind: str) -> np.ndarray[Any, Any]:
+            size = self.count if self.whole else min(PERIOD, self.count)
+            some = rounded(rng.standard_normal(size, dtype=np.float32), kind)
+            return some if self.whole else np.resize(some, self.count)
+
+        self.raw = [values(dtype) for _ in range(INPUTS)]
         self._kept: list[Array] = []  # kernels have their addresses only
         self.inputs = [self.put(raw, dtype) for raw in self.raw]
         self.out = self.empty(self.count, dtype)
-        self.start = rng.standard_normal(self.count, dtype=np.float32)
+        self.start = values("float32")
+        self._host = np.empty(self.start.nbytes, np.uint8)
         self.wire_bytes = {c: _core.wire_bytes(_core.CODECS[c], self.count) for c in CODECS}
         self.wires = {c: self.empty(size, "uint8") for c, size in self.wire_bytes.items()}
         self.encoded = {c: self.encoded_on_the_cpu(c) for c in CODECS}
@@ -73,6 +104,10 @@ class Setting:
     def empty(self, count: int, dtype: str) -> Array:
         self._kept.append(self.device.empty(count, dtype))
         return self._kept[-1]
+
+    def blank(self, like: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Memory for what is expected, until the next call: that of the host takes long to get when it is new."""
+        return self._host[: like.nbytes].view(like.dtype)
 
     def encoded_on_the_cpu(self, codec: str, residual: Array = None) -> Array:
         wire = np.empty(self.wire_bytes[codec], np.uint8)
@@ -90,18 +125,34 @@ class Setting:
 
     def expect(self, array: Array, expected: np.ndarray[Any, Any], what: str) -> None:
         """The same bytes."""
-        found, wanted = self.device.fetch(array), expected.view(np.uint8)
-        if not np.array_equal(found, wanted):
-            wrong = np.flatnonzero(found != wanted)
-            raise Wrong(
-                f"{what}: {len(wrong)} bytes differ from the CPU's, the first is {wrong[0]}"
-            )
+        wanted = expected.view(np.uint8)
+        for window in windows(len(wanted), self.whole):
+            found = self.device.fetch(array, window)
+            if not np.array_equal(found, wanted[window]):
+                wrong = np.flatnonzero(found != wanted[window])
+                raise Wrong(
+                    f"{what}: {len(wrong)} bytes differ from the CPU's, "
+                    f"the first is {window.start + wrong[0]}"
+                )
 
-    def expect_close(self, array: Array, expected: np.ndarray[Any, Any], what: str) -> None:
-        """float32 of a peer, which may round elsewhere."""
-        found = widened(self.device.fetch(array).view(self.raw[0].dtype), self.dtype)
-        if not np.allclose(found, expected, rtol=2e-2, atol=2e-2):
-            raise Wrong(f"{what}: far from the expected values")
+    def expect_close(self, found: Values, expected: Values, what: str, **tolerance: float) -> None:
+        """float32 of a peer, which may round elsewhere; both for a window of elements."""
+        for window in windows(self.count, self.whole):
+            if not np.allclose(found(window), expected(window), **tolerance):
+                raise Wrong(f"{what}: far from the expected values")
+
+    def floats(self, array: Array, dtype: str) -> Values:
+        """An array on the device, of elements of that dtype."""
+        item = ITEM_BYTES[dtype]
+
+        def at(window: slice) -> np.ndarray[Any, Any]:
+            found = self.device.fetch(array, slice(window.start * item, window.stop * item))
+            return widened(found.view(NUMPY[dtype]), dtype)
+
+        return at
+
+    def sum(self, window: slice) -> Any:
+        return sum(widened(raw[window], self.dtype) for raw in self.raw)
 
 
 def entries(setting: Setting) -> Iterator[Entry]:
@@ -149,13 +200,14 @@ def _encode_residual(s: Setting, codec: str) -> Entry:
     wire = s.empty(s.wire_bytes[codec], "uint8")
     point = s.device.pointer
     arguments = (_core.CODECS[codec], point(s.inputs[0]), s.code, s.count, point(wire))
-    residual = s.put(s.start * np.float32(0.01), "float32")
+    first = np.multiply(s.start, np.float32(0.01), out=s.blank(s.start))
+    residual = s.put(first, "float32")
 
     def work() -> None:
         _core.encode(*arguments, point(residual), stream=s.device.stream)
 
     def check() -> None:
-        expected = s.start * np.float32(0.01)
+        expected = np.multiply(s.start, np.float32(0.01), out=s.blank(s.start))
         s.expect(wire, s.encoded_on_the_cpu(codec, expected), f"encode {codec} with residual")
         s.expect(residual, expected, f"residual of {codec}")
 
@@ -172,7 +224,7 @@ def _decode(s: Setting, codec: str) -> Entry:
         _core.decode(*arguments, stream=s.device.stream)
 
     def check() -> None:
-        expected = np.empty_like(s.raw[0])
+        expected = s.blank(s.raw[0])
         given = s.encoded[codec].ctypes.data
         _core.decode(_core.CODECS[codec], given, s.count, expected.ctypes.data, s.code)
         s.expect(s.out, expected, f"decode {codec}")
@@ -192,7 +244,8 @@ def _decode_add(s: Setting, codec: str) -> Entry:
         _core.decode_add(*arguments, stream=s.device.stream)
 
     def check() -> None:
-        expected = s.start.copy()
+        expected = s.blank(s.start)
+        expected[:] = s.start
         given = s.encoded[codec].ctypes.data
         _core.decode_add(_core.CODECS[codec], given, s.count, expected.ctypes.data)
         s.expect(sums, expected, f"decode_add {codec}")
@@ -208,7 +261,7 @@ def _reduce(s: Setting) -> Entry:
         _core.reduce(*arguments, stream=s.device.stream)
 
     def check() -> None:
-        expected = np.empty_like(s.raw[0])
+        expected = s.blank(s.raw[0])
         given = [raw.ctypes.data for raw in s.raw]
         _core.reduce(s.code, _core.REDUCE_OPS["sum"], given, s.count, expected.ctypes.data)
         s.expect(s.out, expected, "reduce")
@@ -229,7 +282,7 @@ def _reduce_hop(s: Setting) -> Entry:
         _core.reduce_hop(*arguments, stream=s.device.stream)
 
     def check() -> None:
-        expected = np.empty_like(s.start)
+        expected = s.blank(s.start)
         given = (s.start.ctypes.data, s.raw[0].ctypes.data)
         _core.reduce_hop(s.code, op, *given, expected.ctypes.data, s.count)
         s.expect(after, expected, "reduce_hop")
@@ -245,7 +298,7 @@ def _scale(s: Setting) -> Entry:
         _core.scale(*arguments, stream=s.device.stream)
 
     def check() -> None:
-        expected = np.empty_like(s.raw[0])
+        expected = s.blank(s.raw[0])
         _core.scale(s.code, s.raw[0].ctypes.data, 1 / 3, expected.ctypes.data, s.count)
         s.expect(s.out, expected, "scale")
 
@@ -289,139 +342,7 @@ def _divide(s: Setting) -> Entry:
         _core.divide(*arguments, stream=s.device.stream)
 
     def check() -> None:
-        s.expect(values, s.start / np.float32(DIVISOR), "divide")
+        expected = np.divide(s.start, np.float32(DIVISOR), out=s.blank(s.start))
+        s.expect(values, expected, "divide")
 
     return Entry("divide", None, "ringcomm", 8 * s.count, work, check)
-
-
-# ---- Peers, on GPUs -------------------------------------------------------------------------------
-
-
-def peers(setting: Setting, note: Callable[[str], None]) -> Iterator[Entry]:
-    """torch's eager operations, and Triton kernels where Triton can be had; ``note`` is told what is missing."""
-    if setting.device.name != "cuda":
-        return
-    yield from _torch(setting)
-    try:
-        from bench import triton_kernels
-    except ImportError as error:
-        note(f"no rows of Triton: {error}")
-        return
-    yield from _triton(setting, triton_kernels)
-
-
-def _torch(s: Setting) -> Iterator[Entry]:
-    import torch
-
-    x, count = s.inputs[0], s.count
-    expected = widened(s.raw[0], s.dtype)
-    decoded = np.empty(count, np.float32)
-    int8 = s.encoded["int8"]
-    _core.decode(_core.CODECS["int8"], int8.ctypes.data, count, decoded.ctypes.data, 0)
-    kept: dict[str, Any] = {}
-
-    def encode() -> None:
-        blocks = x.view(-1, BLOCK).float()
-        scale = (blocks.abs().amax(1, keepdim=True) * (1 / 127)).bfloat16()
-        codes = (blocks / scale.float()).round_().clamp_(-127, 127).to(torch.int8)
-        kept["codes"], kept["scale"] = codes, scale
-
-    def check_encode() -> None:
-        again = (kept["codes"].float() * kept["scale"].float()).flatten().cpu().numpy()
-        if not np.allclose(again, decoded, atol=0.1):
-            raise Wrong("torch's int8 encode: far from ringcomm's")
-
-    yield Entry(
-        *("encode", "int8", "torch", count * s.item + s.wire_bytes["int8"]), *(encode, check_encode)
-    )
-
-    codes = torch.from_numpy(int8[:count].view(np.int8).copy()).cuda().view(-1, BLOCK)
-    scales = s.put(int8[count:].view(np.uint16).copy(), "bfloat16").view(-1, 1)
-    sums = s.put(s.start, "float32")
-
-    def decode_add() -> None:
-        sums.view(-1, BLOCK).add_(codes.float() * scales.float())
-
-    def check_decode_add() -> None:
-        if not np.allclose(sums.cpu().numpy(), s.start + decoded, atol=1e-5):
-            raise Wrong("torch's int8 decode_add")
-
-    moved = count * 8 + s.wire_bytes["int8"]
-    yield Entry("decode_add", "int8", "torch", moved, decode_add, check_decode_add)
-
-    half = torch.empty(count, dtype=torch.bfloat16, device="cuda")
-    yield Entry(
-        *("encode", "bf16", "torch", count * (s.item + 2)),
-        *(lambda: half.copy_(x) and None, lambda: None),
-    )
-    total = sum(widened(raw, s.dtype) for raw in s.raw)
-    out = torch.empty_like(x)
-
-    def reduce() -> None:
-        torch.add(s.inputs[0], s.inputs[1], out=out)
-        for one in s.inputs[2:]:
-            out.add_(one)
-
-    yield Entry(
-        *(f"reduce of {INPUTS}", None, "torch", (INPUTS + 1) * count * s.item),
-        *(reduce, lambda: s.expect_close(out, np.asarray(total), "torch's sum")),
-    )
-    sizes = [end - begin for begin, end in pairwise(s.cuts())]
-    whole, split = torch.empty_like(x), x.split(sizes)
-    yield Entry(
-        *(f"pack of {PIECES}", None, "torch", 2 * count * s.item),
-        lambda: torch.cat(split, out=whole),
-        lambda: s.expect(whole, s.raw[0], "torch's cat"),
-    )
-    parts = torch.empty_like(x)
-    to, given_parts = parts.split(sizes), s.inputs[1].split(sizes)
-    yield Entry(
-        *(f"unpack of {PIECES}", None, "torch", 2 * count * s.item),
-        lambda: torch._foreach_copy_(to, given_parts),
-        lambda: s.expect(parts, s.raw[1], "torch's copies"),
-    )
-    product = torch.empty_like(x)
-    yield Entry(
-        *("scale", None, "torch", 2 * count * s.item),
-        *(lambda: torch.mul(x, 1 / 3, out=product) and None,),
-        lambda: s.expect_close(product, expected / 3, "torch's product"),
-    )
-
-
-def _triton(s: Setting, kernels: Any) -> Iterator[Entry]:
-    x, count = s.inputs[0], s.count
-    wire = s.empty(s.wire_bytes["int8"], "uint8")
-
-    def check_encode() -> None:
-        found = s.device.fetch(wire)
-        codes = s.encoded["int8"][:count].view(np.int8).astype(np.int16)
-        off = np.abs(found[:count].view(np.int8) - codes)
-        if off.max(initial=0) > 1 or not np.array_equal(found[count:], s.encoded["int8"][count:]):
-            raise Wrong("Triton's int8 encode: not ringcomm's codes and scales")
-
-    moved = count * s.item + s.wire_bytes["int8"]
-    yield Entry(
-        *("encode", "int8", "triton", moved),
-        *(lambda: kernels.encode_int8(x, wire), check_encode),
-    )
-    given = s.put(s.encoded["int8"], "uint8")
-    sums = s.put(s.start, "float32")
-    decoded = np.empty(count, np.float32)
-    source = s.encoded["int8"].ctypes.data
-    _core.decode(_core.CODECS["int8"], source, count, decoded.ctypes.data, 0)
-
-    def check_decode_add() -> None:
-        if not np.allclose(sums.cpu().numpy(), s.start + decoded, atol=1e-5):
-            raise Wrong("Triton's int8 decode_add")
-
-    yield Entry(
-        *("decode_add", "int8", "triton", count * 8 + s.wire_bytes["int8"]),
-        *(lambda: kernels.decode_add_int8(given, sums), check_decode_add),
-    )
-    out = s.empty(count, s.dtype)
-    total = sum(widened(raw, s.dtype) for raw in s.raw)
-    yield Entry(
-        *(f"reduce of {INPUTS}", None, "triton", (INPUTS + 1) * count * s.item),
-        lambda: kernels.reduce_four(s.inputs, out),
-        lambda: s.expect_close(out, np.asarray(total), "Triton's sum"),
-    )

@@ -6,8 +6,9 @@
 the one of the device's own copy of an array of that size, which takes turns with the rest. Every result is verified
 before anything is timed: ringcomm's must have the CPU's bytes. On a GPU, times are those of events around the kernel,
 with a cache that holds nothing of it; the other rows are torch's eager operations and kernels in Triton that do the
-same. The last rows are the fused all_reduce of four ranks on one GPU (bench/fused.py), as share of the bound by the
-bytes that it moves.
+same. The first rows are the fused all_reduce of four ranks on one GPU (bench/fused.py), as share of the bound by the
+bytes that it moves. Then come the largest arrays; the JSON is written anew after every size and dtype, and what fails
+does not stop the rest.
 
 ``--device simt`` runs the CUDA kernels on the CPU, in the emulated build of the tests, which it makes if need be: it
 verifies, and its times mean nothing.
@@ -20,13 +21,17 @@ import random
 import statistics
 import subprocess
 import sys
+import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench import fused
 from bench.arguments import parse_size
 from bench.devices import DEVICES, Device, Unavailable, device
-from bench.kernel_cases import Entry, Setting, Wrong, entries, peers
+from bench.kernel_cases import WHOLE, Entry, Setting, Wrong, entries
+from bench.kernel_peers import peers
 from bench.table import Table, facts
 from ringcomm import _core
 
@@ -73,8 +78,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def measure(setting: Setting, table: Table, samples: int) -> None:
+def measure(where: Device, dtype: str, size: int, table: Table, samples: int) -> None:
     """Verifies and times everything of one dtype and size, and prints the rows."""
+    setting = Setting(where, dtype, size)
     everything: list[Entry] = []
     for entry in (*entries(setting), *peers(setting, table.note)):
         entry.work()
@@ -128,24 +134,50 @@ def in_emulated_build(arguments: list[str]) -> int:
     return subprocess.run(command, env=environment, cwd=emulated.package(), check=False).returncode
 
 
-def run(args: argparse.Namespace, where: Device) -> None:
+def run(args: argparse.Namespace, where: Device) -> int:
+    """Exit status: 0, or 1 if a result was wrong or a collective failed."""
     notes = ["every row was verified before it was timed"]
+    if max(args.sizes) > WHOLE:
+        notes.append(
+            f"arrays of more than {WHOLE >> 20} MiB repeat their values, and of them both ends and every so many bytes "
+            "between were compared; smaller ones are compared whole"
+        )
     if not where.timed:
         notes.append("the GPU is emulated on the CPU: these times mean nothing")
     table = Table(COLUMNS, {**facts(), **where.facts()}, notes)
-    for dtype in args.dtype:
-        for size in args.sizes:
-            measure(Setting(where, dtype, size), table, args.samples)
+    status = 0
+
+    def attempt(what: str, work: Callable[[], None]) -> None:
+        nonlocal status
+        try:
+            work()
+        except (Wrong, RuntimeError) as error:
+            status = 1
+            traceback.print_exc()
+            table.note(f"{what}: failed, was not measured: {error}")
+        if args.json:
+            table.write_json(args.json)
+
+    def all_reduce() -> None:
+        rounds = max(1, args.samples // 5)
+        for row in fused.measure(
+            where, args.fused, args.dtype[0], FUSED_CODECS, rounds, table.note
+        ):
+            table.add(row)
+
     if args.no_fused or args.fused is None:
         table.note("no all_reduce: " + ("--no-fused" if args.no_fused else "see bench.collectives"))
     else:
-        rounds = max(1, args.samples // 5)
-        for dtype in args.dtype[:1]:
-            for row in fused.measure(where, args.fused, dtype, FUSED_CODECS, rounds):
-                table.add(row)
+        attempt(f"all_reduce of {args.fused} bytes", all_reduce)
+    for size in sorted(args.sizes, reverse=True):
+        for dtype in args.dtype:
+            attempt(
+                f"{dtype} of {size} bytes",
+                partial(measure, where, dtype, size, table, args.samples),
+            )
     if args.json:
-        table.write_json(args.json)
         print(f"# wrote {args.json}")
+    return status
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -154,14 +186,10 @@ def main(arguments: list[str] | None = None) -> int:
     if args.device == "simt" and _core.RUNTIME != "simt":
         return in_emulated_build(arguments)
     try:
-        run(args, device(args.device))
+        return run(args, device(args.device))
     except Unavailable as reason:
         print(f"--device {args.device}: {reason}", file=sys.stderr)
         return 2
-    except Wrong as wrong:
-        print(f"wrong result, nothing was measured: {wrong}", file=sys.stderr)
-        return 1
-    return 0
 
 
 if __name__ == "__main__":

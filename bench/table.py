@@ -104,9 +104,11 @@ class Table:
         return {"header": self.header, "notes": self.notes, "rows": self.rows}
 
     def write_json(self, path: str | Path) -> None:
-        """Writes :meth:`document`, a row per line."""
+        """Writes :meth:`document`, a row per line. Whoever is ended meanwhile leaves what was there before."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(to_json(self.document()) + "\n")
+        part = Path(f"{path}.part")
+        part.write_text(to_json(self.document()) + "\n")
+        part.replace(path)
 
     def _print(self, line: str) -> None:
         if not self._quiet:

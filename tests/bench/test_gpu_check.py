@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from bench import gpu_check
 
 @pytest.fixture
 def check(tmp_path: Path) -> gpu_check.Check:
-    return gpu_check.Check(tmp_path)
+    return gpu_check.Check(tmp_path, gpu_check.TOTAL_SECONDS)
 
 
 def test_a_stage_says_how_it_ended(check: gpu_check.Check) -> None:
@@ -39,7 +40,7 @@ def test_what_is_missing_is_named(check: gpu_check.Check, monkeypatch: pytest.Mo
     stage = check.run("build", 30, [sys.executable, "-c", ""])
     assert stage["status"] == "skipped"
     assert stage["reason"] == "not installed here: no-such-package"
-    monkeypatch.setattr(gpu_check, "TOTAL_SECONDS", 5.0)
+    check.total = 5.0
     assert check.run("late", 30, [sys.executable])["reason"] == "no time is left"
 
 
@@ -60,6 +61,40 @@ def test_the_results_are_written_after_every_stage(
     assert {"commit", "gpus", "nvcc", "packages", "seconds"} <= set(found["header"])
     stages = {stage["stage"]: stage["status"] for stage in found["stages"]}
     assert stages == {"broken": "failed", "fine": "passed"}
+
+
+def test_stages_keep_their_order_and_alone_their_own_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tests are last: what is left is theirs."""
+    assert list(gpu_check.STAGES) == ["build", "bench", "sanitize", "test"]
+    seen: list[tuple[str, float]] = []
+    for name in gpu_check.STAGES:
+        monkeypatch.setitem(
+            gpu_check.STAGES, name, lambda check, name=name: seen.append((name, check.total))
+        )
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "--out", str(tmp_path)])
+    gpu_check.main()
+    assert seen == [(name, gpu_check.TOTAL_SECONDS) for name in gpu_check.STAGES]
+    seen.clear()
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--only", "test", "build"])
+    gpu_check.main()
+    assert seen == [("build", math.inf), ("test", math.inf)]
+
+
+def test_every_tool_of_the_sanitizer_has_its_turn(
+    check: gpu_check.Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_check.shutil, "which", lambda name, path=None: "true")
+    monkeypatch.setattr(gpu_check, "missing", lambda stage: [])
+    gpu_check.sanitize(check)
+    commands = {stage["stage"]: stage["command"] for stage in check.stages}
+    assert list(commands) == [f"sanitize {tool}" for tool in ("memcheck", "synccheck", "racecheck")]
+    assert ["--report-api-errors no" in command for command in commands.values()] == [
+        True,
+        False,
+        False,
+    ]
 
 
 def test_every_test_of_the_tests_is_counted(

@@ -63,7 +63,10 @@ def pools() -> Iterator[Pools]:
             if key not in made:
                 package = emulated.PACKAGE if device == "simt" else ROOT
                 # A kernel of torch that is loaded while one of ringcomm waits for this rank could wait for that one.
-                given = {"RINGCOMM_CUDA_SLAB_MIB": "4", "CUDA_MODULE_LOADING": "EAGER"}
+                # Of 8 hardware queues, the default, two ranks that are threads may get the same for their streams: then
+                # one's kernel would come after the other's that waits for it.
+                given = {"CUDA_MODULE_LOADING": "EAGER", "CUDA_DEVICE_MAX_CONNECTIONS": "32"}
+                given["RINGCOMM_CUDA_SLAB_MIB"] = "4"
                 variables = {**given, **variables}
                 made[key] = cleanup.enter_context(Worlds(package=package, **variables))
             return made[key]

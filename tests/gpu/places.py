@@ -16,6 +16,15 @@ from ringcomm import _core
 
 Array = Any
 DEVICE = "cuda"  # torch's name of it
+# For ranks that are threads on one GPU, each with a stream of its own. Left alone, they go in steps and capture nothing.
+IN_KERNEL = {"RINGCOMM_CUDA_MODE": "in_kernel"}
+
+
+def of_threads(device: str, world_size: int) -> dict[str, str]:
+    """Variables with which kernels of ranks that are threads wait for each other: an emulated GPU for each rank, or one
+    real one for all, whose threads have streams of their own."""
+    return {"RINGCOMM_SIMT_DEVICES": str(world_size)} if device == "simt" else IN_KERNEL
+
 
 COLLECTIVES = ("all_reduce", "broadcast", "reduce", "all_gather", "reduce_scatter")
 COLLECTIVES += ("gather", "scatter", "all_to_all", "all_reduce_coalesced")
@@ -42,6 +51,25 @@ def own_stream() -> Iterator[int]:
     with torch.cuda.stream(stream):
         yield stream.cuda_stream
         stream.synchronize()
+
+
+@contextlib.contextmanager
+def captured(error_mode: str = "thread_local") -> Iterator[Any]:
+    """A CUDA graph of what the block queues on the current stream of torch; ``thread_local``: other threads go on.
+
+    Capturing ends whatever the block does: the process runs other tests later.
+    """
+    import torch
+
+    graph = torch.cuda.CUDAGraph()
+    graph.capture_begin(capture_error_mode=error_mode)
+    try:
+        yield graph
+    except BaseException:
+        with contextlib.suppress(RuntimeError):  # of a capture that the error has spoilt
+            graph.capture_end()
+        raise
+    graph.capture_end()
 
 
 def synchronize() -> None:

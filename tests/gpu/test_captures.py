@@ -12,9 +12,11 @@ from ringcomm.errors import UsageError
 from tests.gpu import places
 from tests.gpu.conftest import Pools
 
+CAPTURED = threading.Event()  # between the ranks of set_up_and_call, which are threads
+
 
 def set_up_and_call(comm: Communicator) -> None:
-    """All that a communicator allocates, queries, waits for and frees, while this thread's stream is captured."""
+    """All that a communicator allocates, maps, queries, waits for and frees, while rank 0's stream is captured."""
     import torch
 
     problems: list[BaseException] = []
@@ -30,27 +32,39 @@ def set_up_and_call(comm: Communicator) -> None:
         except BaseException as problem:
             problems.append(problem)
 
+    def beside() -> None:
+        comm.barrier()
+        thread = threading.Thread(target=live, args=arguments)
+        thread.start()
+        thread.join()
+
     with places.own_stream():
         x, y = torch.zeros(100, device="cuda"), torch.ones(100, device="cuda")
         arguments = (torch.cuda.Stream(), y)
         torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(capture_error_mode="global")
-        x.add_(1)
-        thread = threading.Thread(target=live, args=arguments)
-        thread.start()
-        thread.join()
-        x.add_(1)
-        graph.capture_end()
+        CAPTURED.clear()
+        comm.barrier()  # from here on, only the capture and the communicators use the GPU
+        if comm.rank == 0:
+            try:
+                with places.captured("global") as graph:
+                    x.add_(1)
+                    beside()
+                    x.add_(1)
+            finally:
+                CAPTURED.set()
+            graph.replay()
+            assert (places.fetch(x) == 2).all()
+        else:
+            beside()
+            assert CAPTURED.wait(40)
         for problem in problems:
             raise problem
-        graph.replay()
-        assert (places.fetch(x) == 2).all()
-    assert (y.cpu().numpy() == 1).all()
+        assert (places.fetch(y) == comm.world_size**2).all()
 
 
-def test_a_communicator_s_life_beside_a_capture(cuda: None, pools: Pools) -> None:
-    pools("cuda").run(1, set_up_and_call)
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_communicator_s_life_beside_a_capture(cuda: None, pools: Pools, world_size: int) -> None:
+    pools("cuda", **places.IN_KERNEL).run_threads(world_size, set_up_and_call)
 
 
 def capture_in_steps(comm: Communicator) -> None:
@@ -60,15 +74,13 @@ def capture_in_steps(comm: Communicator) -> None:
     with places.own_stream():
         comm.use_device(places.name())
         x = torch.ones(100, device="cuda")
-        graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(capture_error_mode="thread_local")
-        x.add_(1)
-        for call in (comm.all_reduce, comm.broadcast):
-            with pytest.raises(UsageError, match="cannot be captured .* mode is stepped"):
-                call(x)
-        with pytest.raises(UsageError, match="a message .* cannot be captured"):
-            comm.send(x, 1 - comm.rank)
-        graph.capture_end()
+        with places.captured() as graph:
+            x.add_(1)
+            for call in (comm.all_reduce, comm.broadcast):
+                with pytest.raises(UsageError, match="cannot be captured .* mode is stepped"):
+                    call(x)
+            with pytest.raises(UsageError, match="a message .* cannot be captured"):
+                comm.send(x, 1 - comm.rank)
         graph.replay()
         comm.all_reduce(x)
         comm.synchronize()

@@ -77,7 +77,7 @@ def several(comm: Communicator, mode: str | None, bodies: Any) -> None:
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_ranks_that_are_threads(device: str, pools: Pools, world_size: int, bodies: str) -> None:
     """Their kernels run at the same time, on one GPU."""
-    worlds = pools(device, **gpus(device, world_size))
+    worlds = pools(device, **places.of_threads(device, world_size))
     worlds.run_threads(world_size, several, "in_kernel", chosen(device, bodies), deadline=100)
 
 
@@ -92,13 +92,6 @@ def test_processes_whose_kernels_share_the_gpu(
     cuda: None, pools: Pools, mps: dict[str, str], world_size: int
 ) -> None:
     pools("cuda", **mps).run(world_size, several, "in_kernel", BODIES, deadline=100)
-
-
-def gpus(device: str, count: int) -> dict[str, str]:
-    """Variables that give every rank an emulated GPU of its own. A real one is shared by threads with own streams."""
-    if device == "simt":
-        return {"RINGCOMM_SIMT_DEVICES": str(count)}
-    return {"RINGCOMM_CUDA_MODE": "in_kernel"}
 
 
 def chosen(device: str, bodies: str) -> Any:
@@ -127,7 +120,7 @@ def check_special_values(comm: Communicator) -> None:
 
 def test_nan_and_infinity_reach_every_rank(device: str, pools: Pools) -> None:
     pools(device).run(2, places.mirrored, "stepped", check_special_values)
-    worlds = pools(device, **gpus(device, 2))
+    worlds = pools(device, **places.of_threads(device, 2))
     worlds.run_threads(2, places.mirrored, "in_kernel", check_special_values)
 
 
@@ -153,7 +146,7 @@ def test_large_arrays(device: str, pools: Pools, how: str) -> None:
     size = 3_000_017 if device == "cuda" else 20_011
     args = (check_large, (None, "bf16", "int8"), size)
     if how == "threads":
-        worlds = pools(device, **gpus(device, 2))
+        worlds = pools(device, **places.of_threads(device, 2))
         worlds.run_threads(2, places.mirrored, "in_kernel", *args, deadline=100)
     else:
         pools(device).run(2, places.mirrored, "stepped", *args, deadline=100)
@@ -174,7 +167,7 @@ def check_back_to_back(comm: Communicator, calls: int) -> list[bytes]:
 
 def test_calls_queue_up_on_the_stream(device: str, pools: Pools) -> None:
     calls = 200 if device == "cuda" else 6
-    worlds = pools(device, **gpus(device, 2))
+    worlds = pools(device, **places.of_threads(device, 2))
     first, second = worlds.run_threads(2, check_back_to_back, calls)
     assert first == second
     inputs = random_inputs("float32", 10_007, 2, 0)
@@ -215,7 +208,7 @@ def check_garbage(comm: Communicator) -> None:
 
 
 def test_the_garbage_collector_waits_for_no_kernel(device: str, pools: Pools) -> None:
-    pools(device, **gpus(device, 2)).run_threads(2, check_garbage)
+    pools(device, **places.of_threads(device, 2)).run_threads(2, check_garbage)
 
 
 def check_first_array_chooses(comm: Communicator) -> None:
@@ -235,5 +228,7 @@ def check_first_array_chooses(comm: Communicator) -> None:
 
 
 def test_the_first_array_on_a_gpu_sets_a_communicator_up(cuda: None, pools: Pools) -> None:
-    pools("cuda").run_threads(2, check_first_array_chooses)
+    pools("cuda").run_threads(
+        2, check_first_array_chooses
+    )  # in steps, as processes: nothing vouches for streams
     pools("cuda").run(2, check_first_array_chooses)

@@ -44,6 +44,8 @@ def check_collectives(comm: Communicator) -> None:
 
 
 def test_collectives_of_cupy_arrays(pools: Pools) -> None:
+    # Threads go in steps as well: CuPy compiles and loads a kernel when it first needs it, and loading may wait for all
+    # that runs on the GPU, such as a kernel of ringcomm that waits for the thread that loads.
     pools("cuda").run_threads(2, check_collectives)
     pools("cuda").run(2, check_collectives)
 

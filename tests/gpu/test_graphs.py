@@ -21,11 +21,9 @@ def check_replays(comm: Communicator, spec: str | None, size: int) -> None:
         x = torch.zeros(size, device="cuda")
         comm.all_reduce(x, codec=spec)  # set up outside of the capture
         comm.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(capture_error_mode="thread_local")  # other ranks' threads go on
-        comm.all_reduce(x, codec=spec)
-        comm.all_reduce(x, op="avg", codec=spec)
-        graph.capture_end()
+        with places.captured() as graph:
+            comm.all_reduce(x, codec=spec)
+            comm.all_reduce(x, op="avg", codec=spec)
         for seed in range(REPLAYS):
             inputs = random_inputs("float32", size, comm.world_size, seed)
             x.copy_(torch.from_numpy(inputs[comm.rank]))
@@ -47,10 +45,8 @@ def check_replayed_lists(comm: Communicator) -> None:
         comm.use_device(places.name())
         memory = torch.zeros(sum(counts) + 1, device="cuda")
         arrays = list(memory[1:].split(counts))  # not where 16 bytes are one access
-        graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(capture_error_mode="thread_local")
-        comm.all_reduce_coalesced(arrays)
-        graph.capture_end()
+        with places.captured() as graph:
+            comm.all_reduce_coalesced(arrays)
         for seed in range(REPLAYS):
             inputs = [random_inputs("float32", count, comm.world_size, seed) for count in counts]
             for array, of_ranks in zip(arrays, inputs, strict=True):
@@ -65,7 +61,7 @@ def check_replayed_lists(comm: Communicator) -> None:
 
 
 def test_a_graph_of_a_list_is_replayed(cuda: None, pools: Pools) -> None:
-    pools("cuda").run_threads(2, check_replayed_lists)
+    pools("cuda", **places.IN_KERNEL).run_threads(2, check_replayed_lists)
 
 
 @pytest.mark.parametrize("size", [100, 100_003])
@@ -73,5 +69,4 @@ def test_a_graph_of_a_list_is_replayed(cuda: None, pools: Pools) -> None:
 def test_a_graph_of_collectives_is_replayed(
     cuda: None, pools: Pools, spec: str | None, size: int
 ) -> None:
-    worlds = pools("cuda", RINGCOMM_CUDA_MODE="in_kernel")  # the threads have streams of their own
-    worlds.run_threads(2, check_replays, spec, size)
+    pools("cuda", **places.IN_KERNEL).run_threads(2, check_replays, spec, size)
