@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/host_device.h"
+#include "base/ptx.h"
 
 namespace ringcomm {
 
@@ -50,7 +51,8 @@ __device__ __forceinline__ void load_vector(const void* from, T (&elements)[kCou
   memcpy(elements, words, kBytes);
 }
 
-template <typename T, int kCount>
+// kWhole: words of 16 bytes are stored as such even if the compiler would cut them: see store_run.
+template <bool kWhole = false, typename T, int kCount>
 __device__ __forceinline__ void store_vector(void* to, const T (&elements)[kCount]) {
   constexpr int kBytes = kCount * static_cast<int>(sizeof(T));
   constexpr int kAccess = kBytes < kVectorBytes ? kBytes : kVectorBytes;
@@ -58,11 +60,18 @@ __device__ __forceinline__ void store_vector(void* to, const T (&elements)[kCoun
   Word words[kBytes / kAccess];
   memcpy(words, elements, kBytes);
 #pragma unroll
-  for (int i = 0; i < kBytes / kAccess; ++i) static_cast<Word*>(to)[i] = words[i];
+  for (int i = 0; i < kBytes / kAccess; ++i) {
+    if constexpr (kWhole && kAccess == kVectorBytes) {
+      store_whole(static_cast<Word*>(to) + i, words[i]);
+    } else {
+      static_cast<Word*>(to)[i] = words[i];
+    }
+  }
 }
 
 // Elements [begin, begin + kCount) of an array of num_elems, in one piece if `vector` says that none are missing and
-// the address allows it. A load puts zeros for those past the end, a store leaves them out.
+// the address allows it. A load puts zeros for those past the end, a store leaves them out. The compiler would begin
+// both ways of storing with one store, of the first elements only.
 template <typename T, int kCount>
 __device__ __forceinline__ void load_run(const T* array, int64_t begin, int64_t num_elems, bool vector,
                                          T (&run)[kCount]) {
@@ -74,7 +83,7 @@ __device__ __forceinline__ void load_run(const T* array, int64_t begin, int64_t 
 template <typename T, int kCount>
 __device__ __forceinline__ void store_run(T* array, int64_t begin, int64_t num_elems, bool vector,
                                           const T (&run)[kCount]) {
-  if (vector) return store_vector(array + begin, run);
+  if (vector) return store_vector<true>(array + begin, run);
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
     if (begin + i < num_elems) array[begin + i] = run[i];
