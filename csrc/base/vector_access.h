@@ -90,6 +90,24 @@ __device__ __forceinline__ void store_run(T* array, int64_t begin, int64_t num_e
   }
 }
 
+// load(i, item) and use(i, item) for all i of [0, count), in order. As many items as kInFlight are loaded before the
+// first of them is used, so that their way from memory is paid for once.
+template <typename Item, int kInFlight = 4, typename Load, typename Use>
+__device__ __forceinline__ void load_ahead(int count, Load load, Use use) {
+#pragma unroll 1
+  for (int first = 0; first < count; first += kInFlight) {
+    Item items[kInFlight];
+#pragma unroll
+    for (int k = 0; k < kInFlight; ++k) {
+      if (first + k < count) load(first + k, items[k]);
+    }
+#pragma unroll
+    for (int k = 0; k < kInFlight; ++k) {
+      if (first + k < count) use(first + k, items[k]);
+    }
+  }
+}
+
 // 16 bits at any address, little endian.
 __device__ __forceinline__ uint16_t load_two_bytes(const uint8_t* from) {
   return static_cast<uint16_t>(from[0] | from[1] << 8);
