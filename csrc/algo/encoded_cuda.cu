@@ -79,20 +79,13 @@ class EncodedShots {
     for_each_share<kSumRun>(piece, args_.vectors, [&](const SharePlace& place) {
       Share<kSumRun> total{};
       if (place.present) {
-        using Up = ShareCodecOf<kUp>;
-        using Encoded = typename Up::template Encoded<kSumRun>;
-        const auto load = [&](int peer, Encoded& encoded) {
-          Up::load(block_.box_from(peer), layout_up, place, encoded);
-        };
-        load_ahead<Encoded>(world_size_, load, [&](int peer, const Encoded& encoded) {
+        ShareCodecOf<kUp>::load(block_.box_from(0), layout_up, place, total);
+#pragma unroll 2
+        for (int peer = 1; peer < world_size_; ++peer) {
           Share<kSumRun> values;
-          Up::decode(encoded, values);
-          if (peer == 0) {
-            total = values;
-          } else {
-            add_share(total, values);
-          }
-        });
+          ShareCodecOf<kUp>::load(block_.box_from(peer), layout_up, place, values);
+          add_share(total, values);
+        }
         if (args_.average) divide_share(total, static_cast<float>(world_size_));
       }
       encode<kDown>(total, place, rounding, args_.owner_residual, [&](const auto& encoded) {
@@ -112,10 +105,8 @@ class EncodedShots {
       const uint8_t* const box = block_.box_from(owner);
       for_each_share<Shares<T>::kRun>(piece, args_.vectors, [&](const SharePlace& place) {
         if (!place.present) return;
-        typename ShareCodecOf<kDown>::template Encoded<Shares<T>::kRun> encoded;
-        ShareCodecOf<kDown>::load(box, layout, place, encoded);
         Share<Shares<T>::kRun> values;
-        ShareCodecOf<kDown>::decode(encoded, values);
+        ShareCodecOf<kDown>::load(box, layout, place, values);
         store_share(static_cast<T*>(args_.output), place, values);
       });
     }

@@ -103,9 +103,8 @@ struct ShareRounding {
 //   encode(values, place, rounding, residual, encoded)
 //                                 by whole warps. residual: null, or an array of values that was added to these
 //                                 already: gets what the encoding lost, as EncodeArgs says
-//   store(encoded, wire, layout, place), load(wire, layout, place, encoded)
+//   store(encoded, wire, layout, place), load(wire, layout, place, values)
 //                                 the encoded array at `wire`; where place.present only
-//   decode(encoded, values)
 template <typename Code>
 struct CastShares {
   template <int kRun>
@@ -131,14 +130,11 @@ struct CastShares {
 
   template <int kRun>
   __device__ __forceinline__ static void load(const uint8_t* wire, const CodecLayout&, const SharePlace& place,
-                                              Encoded<kRun>& encoded) {
+                                              Share<kRun>& values) {
     const Code* const codes = reinterpret_cast<const Code*>(wire) + place.block * kBlockElems + place.offset;
+    Encoded<kRun> encoded;
     load_vector(codes, encoded.low);
     load_vector(codes + kHalfBlock, encoded.high);
-  }
-
-  template <int kRun>
-  __device__ __forceinline__ static void decode(const Encoded<kRun>& encoded, Share<kRun>& values) {
 #pragma unroll
     for (int i = 0; i < kRun; ++i) {
       values.low[i] = to_float(encoded.low[i]);
@@ -202,16 +198,13 @@ struct QuantizedShares {
 
   template <int kRun>
   __device__ __forceinline__ static void load(const uint8_t* wire, const CodecLayout& layout, const SharePlace& place,
-                                              Encoded<kRun>& encoded) {
+                                              Share<kRun>& values) {
     const uint8_t* const codes = wire + place.block * layout.block_bytes + place.offset;
+    Encoded<kRun> encoded;
     load_vector(codes, encoded.low);
     if (kBits == 8) load_vector(codes + kHalfBlock, encoded.high);
-    encoded.scale = reinterpret_cast<const uint16_t*>(wire + layout.scales_offset)[place.block];
-  }
-
-  template <int kRun>
-  __device__ __forceinline__ static void decode(const Encoded<kRun>& encoded, Share<kRun>& values) {
-    unpack_codes<kBits>(encoded.low, encoded.high, bfloat16_to_float(encoded.scale), values.low, values.high);
+    const float scale = bfloat16_to_float(reinterpret_cast<const uint16_t*>(wire + layout.scales_offset)[place.block]);
+    unpack_codes<kBits>(encoded.low, encoded.high, scale, values.low, values.high);
   }
 };
 

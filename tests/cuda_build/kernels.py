@@ -170,7 +170,7 @@ def has_cut_stores(sass: str) -> bool:
             for base, width, place in stores[max(0, i - 4) : i + 8]
             if base == address and width == 4
         ]
-        if num_bytes == 8 and any(distance in near for distance in (-8, -4, 8)):
+        if num_bytes == 8 and 0 not in near and any(d in near for d in (-8, -4, 8)):
             return True
         quarters += num_bytes == 4 and -4 not in near and all(d in near for d in (4, 8, 12))
     return quarters > whole

@@ -98,8 +98,11 @@ def test_a_piece_in_the_wrong_round_is_wrong_bytes(built_emulator: Emulator) -> 
 
 
 def test_another_order_of_summation_is_wrong_bytes(built_emulator: Emulator) -> None:
-    change = ("block_.box_from(peer)", "block_.box_from(world_size_ - 1 - peer)")
-    simt = Emulator(build.library(Mutant(ENCODED, ENCODED, (change,), one_kernel=True)))
+    changes = (
+        ("block_.box_from(0)", "block_.box_from(world_size_ - 1)"),
+        ("block_.box_from(peer)", "block_.box_from(world_size_ - 1 - peer)"),
+    )
+    simt = Emulator(build.library(Mutant(ENCODED, ENCODED, changes, one_kernel=True)))
     for mode in ("in_kernel", "stepped"):
         assert all_reduce(simt, mode, PLANS[0]) == ([], False), mode
         simt.release_all()
