@@ -49,26 +49,12 @@ __device__ __forceinline__ Range slice_of(const DirectArgs& args, int64_t num_by
 
 template <typename T, typename Op, int kCount>
 __device__ __forceinline__ void sum_run(const DirectArgs& args, const RoundsOfBlock& block, int64_t first_byte) {
-  constexpr int kRanksInFlight = 4;
+  using Elements = T[kCount];
   const int world_size = block.world_size();
   Accumulator<T> totals[kCount];
-#pragma unroll 1
-  for (int first = 0; first < world_size; first += kRanksInFlight) {
-    T elements[kRanksInFlight][kCount];
-#pragma unroll
-    for (int k = 0; k < kRanksInFlight; ++k) {
-      if (first + k < world_size) load_vector(args.inputs[first + k] + first_byte, elements[k]);
-    }
-#pragma unroll
-    for (int k = 0; k < kRanksInFlight; ++k) {
-      if (first + k >= world_size) continue;
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) {
-        const Accumulator<T> value = InKernels<T>::load(elements[k][i]);
-        totals[i] = first + k == 0 ? value : Op().combine(totals[i], value);
-      }
-    }
-  }
+  load_ahead<Elements>(
+      world_size, [&](int rank, Elements& elements) { load_vector(args.inputs[rank] + first_byte, elements); },
+      [&](int rank, const Elements& elements) { combine_rank<Op>(rank, elements, totals); });
 #pragma unroll
   for (int i = 0; i < kCount; ++i) totals[i] = Op().finish(totals[i], world_size);
   T sums[kCount];

@@ -79,7 +79,6 @@ class TwoShot {
 
  private:
   static constexpr int kElemBytes = static_cast<int>(sizeof(T));
-  static constexpr int kRanksInFlight = 4;
 
   __device__ __forceinline__ bool receives(int rank) const { return (args_.receivers >> rank & 1u) != 0; }
 
@@ -108,42 +107,26 @@ class TwoShot {
     store_vector(reinterpret_cast<T*>(box) + begin, elements);
   }
 
-  // What came from others is scaled already.
-  template <int kCount>
-  __device__ __forceinline__ void add(int rank, const T (&elements)[kCount], Accumulator<T> (&totals)[kCount]) const {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      T element = elements[i];
-      if constexpr (kScales) {
-        if (rank == rank_) element = scaled_element(element, args_.factor);
-      }
-      const Accumulator<T> value = InKernels<T>::load(element);
-      totals[i] = rank == 0 ? value : Op().combine(totals[i], value);
-    }
-  }
-
   template <int kCount>
   __device__ __forceinline__ void sum_run(const uint8_t* input, uint8_t* output, int begin) const {
     const int first_byte = begin * kElemBytes;
     const uint8_t* const boxes = block_.box_from(0) + first_byte;
     const uint32_t box_step = static_cast<uint32_t>(block_.box_from(1) - block_.box_from(0));
     Accumulator<T> totals[kCount];
-#pragma unroll 1
-    for (int first = 0; first < world_size_; first += kRanksInFlight) {
-      T elements[kRanksInFlight][kCount];
+    using Elements = T[kCount];
+    const auto load = [&](int rank, Elements& elements) {
+      const uint64_t offset = static_cast<uint64_t>(static_cast<uint32_t>(rank)) * box_step;
+      load_vector(rank == rank_ ? input + first_byte : boxes + offset, elements);
+    };
+    load_ahead<Elements>(world_size_, load, [&](int rank, Elements& elements) {
+      if constexpr (kScales) {  // what came from others is scaled already
+        if (rank == rank_) {
 #pragma unroll
-      for (int k = 0; k < kRanksInFlight; ++k) {
-        const int rank = first + k;
-        if (rank >= world_size_) continue;
-        const uint64_t offset = static_cast<uint64_t>(static_cast<uint32_t>(rank)) * box_step;
-        load_vector(rank == rank_ ? input + first_byte : boxes + offset, elements[k]);
+          for (int i = 0; i < kCount; ++i) elements[i] = scaled_element(elements[i], args_.factor);
+        }
       }
-#pragma unroll
-      for (int k = 0; k < kRanksInFlight; ++k) {
-        const int rank = first + k;
-        if (rank < world_size_) add<kCount>(rank, elements[k], totals);
-      }
-    }
+      combine_rank<Op>(rank, elements, totals);
+    });
 #pragma unroll
     for (int i = 0; i < kCount; ++i) totals[i] = Op().finish(totals[i], world_size_);
     T elements[kCount];

@@ -1,5 +1,6 @@
-// What kernels say in PTX, and nothing else does: words that several GPUs or processes synchronise by. For
-// .cu files. Every function has a twin for tests/simt, where the race detector takes its order from them.
+// What kernels say in PTX, and nothing else does: words that several GPUs or processes synchronise by, a clock, and a
+// store that stays in one piece. For .cu files. Every function has a twin for tests/simt, where the race detector takes
+// its order from those of the words.
 //
 // A release is seen by whoever acquires the value: everything that the releasing thread did before, or that
 // it learned of (through __syncthreads, or an acquire of its own), happened before what follows the acquire.
@@ -68,6 +69,17 @@ __device__ __forceinline__ void store_relaxed_system(uint64_t* word, uint64_t va
   simt::store(word, value, simt::Order::relaxed);
 #else
   asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(word), "l"(value) : "memory");
+#endif
+}
+
+// A plain store of 16 bytes of global memory. The compiler does not take it apart, as it does with those of its own
+// where another branch stores parts of the same bytes.
+__device__ __forceinline__ void store_whole(uint4* to, uint4 word) {
+#if defined(RC_SIMT)
+  *to = word;
+#else
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w)
+               : "memory");
 #endif
 }
 

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/host_device.h"
+#include "base/ptx.h"
 
 namespace ringcomm {
 
@@ -50,7 +51,8 @@ __device__ __forceinline__ void load_vector(const void* from, T (&elements)[kCou
   memcpy(elements, words, kBytes);
 }
 
-template <typename T, int kCount>
+// kWhole: words of 16 bytes are stored as such even if the compiler would cut them: see store_run.
+template <bool kWhole = false, typename T, int kCount>
 __device__ __forceinline__ void store_vector(void* to, const T (&elements)[kCount]) {
   constexpr int kBytes = kCount * static_cast<int>(sizeof(T));
   constexpr int kAccess = kBytes < kVectorBytes ? kBytes : kVectorBytes;
@@ -58,11 +60,18 @@ __device__ __forceinline__ void store_vector(void* to, const T (&elements)[kCoun
   Word words[kBytes / kAccess];
   memcpy(words, elements, kBytes);
 #pragma unroll
-  for (int i = 0; i < kBytes / kAccess; ++i) static_cast<Word*>(to)[i] = words[i];
+  for (int i = 0; i < kBytes / kAccess; ++i) {
+    if constexpr (kWhole && kAccess == kVectorBytes) {
+      store_whole(static_cast<Word*>(to) + i, words[i]);
+    } else {
+      static_cast<Word*>(to)[i] = words[i];
+    }
+  }
 }
 
 // Elements [begin, begin + kCount) of an array of num_elems, in one piece if `vector` says that none are missing and
-// the address allows it. A load puts zeros for those past the end, a store leaves them out.
+// the address allows it. A load puts zeros for those past the end, a store leaves them out. The compiler would begin
+// both ways of storing with one store, of the first elements only.
 template <typename T, int kCount>
 __device__ __forceinline__ void load_run(const T* array, int64_t begin, int64_t num_elems, bool vector,
                                          T (&run)[kCount]) {
@@ -74,10 +83,28 @@ __device__ __forceinline__ void load_run(const T* array, int64_t begin, int64_t 
 template <typename T, int kCount>
 __device__ __forceinline__ void store_run(T* array, int64_t begin, int64_t num_elems, bool vector,
                                           const T (&run)[kCount]) {
-  if (vector) return store_vector(array + begin, run);
+  if (vector) return store_vector<true>(array + begin, run);
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
     if (begin + i < num_elems) array[begin + i] = run[i];
+  }
+}
+
+// load(i, item) and use(i, item) for all i of [0, count), in order. As many items as kInFlight are loaded before the
+// first of them is used, so that their way from memory is paid for once.
+template <typename Item, int kInFlight = 4, typename Load, typename Use>
+__device__ __forceinline__ void load_ahead(int count, Load load, Use use) {
+#pragma unroll 1
+  for (int first = 0; first < count; first += kInFlight) {
+    Item items[kInFlight];
+#pragma unroll
+    for (int k = 0; k < kInFlight; ++k) {
+      if (first + k < count) load(first + k, items[k]);
+    }
+#pragma unroll
+    for (int k = 0; k < kInFlight; ++k) {
+      if (first + k < count) use(first + k, items[k]);
+    }
   }
 }
 

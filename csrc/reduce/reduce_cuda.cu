@@ -27,13 +27,12 @@ struct Arrays {
 template <typename T, typename Op, int kCount>
 __device__ __forceinline__ void reduce_run(const Arrays& arrays, int64_t begin) {
   Accumulator<T> totals[kCount];
-  load_run<T>(arrays.inputs[0], begin, totals);
-#pragma unroll 4
-  for (int rank = 1; rank < arrays.num_inputs; ++rank) {
-    Accumulator<T> values[kCount];
-    load_run<T>(arrays.inputs[rank], begin, values);
-    combine_runs<Op>(totals, values);
-  }
+  using Elements = T[kCount];
+  const auto load = [&](int rank, Elements& elements) {
+    load_vector(static_cast<const T*>(arrays.inputs[rank]) + begin, elements);
+  };
+  load_ahead<Elements>(arrays.num_inputs, load,
+                       [&](int rank, const Elements& elements) { combine_rank<Op>(rank, elements, totals); });
 #pragma unroll
   for (int i = 0; i < kCount; ++i) totals[i] = Op().finish(totals[i], arrays.num_inputs);
   T elements[kCount];

@@ -65,6 +65,16 @@ __device__ __forceinline__ void combine_runs(Acc (&totals)[kCount], const Acc (&
   for (int i = 0; i < kCount; ++i) totals[i] = Op().combine(totals[i], values[i]);
 }
 
+// The elements of one of several ranks, in their order: those of rank 0 are the first totals.
+template <typename Op, typename T, int kCount>
+__device__ __forceinline__ void combine_rank(int rank, const T (&elements)[kCount], Accumulator<T> (&totals)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    const Accumulator<T> value = InKernels<T>::load(elements[i]);
+    totals[i] = rank == 0 ? value : Op().combine(totals[i], value);
+  }
+}
+
 // What premul_sum adds up: rounded to T, as cpu::scale does.
 template <typename T>
 __device__ __forceinline__ T scaled_element(T element, double factor) {

@@ -36,6 +36,9 @@ REGISTERS = re.compile(r"Used (\d+) registers")
 SHARED = re.compile(r"(\d+) bytes smem")
 WIDE_LOAD = re.compile(r"\bLDG?\.\S*\b(128|256)\b")
 WIDE_STORE = re.compile(r"\bSTG?\.\S*\b(128|256)\b")
+STORE = re.compile(
+    r"\bSTG\.E(\.64|\.128)? (?:desc\[\w+\])?\[(R\d+)[^]+]*(\+UR\d+)?(?:\+(-?0x[0-9a-f]+))?\]"
+)
 LOCAL = re.compile(r"\b(LDL|STL)\b")
 
 
@@ -52,6 +55,7 @@ class Kernel:
     shared: int
     wide_load: bool | None = None
     wide_store: bool | None = None
+    cut_store: bool | None = None
     local: bool | None = None
 
     @property
@@ -146,8 +150,30 @@ def accesses(sass: str) -> dict[str, bool]:
     return {
         "wide_load": bool(WIDE_LOAD.search(sass)),
         "wide_store": bool(WIDE_STORE.search(sass)),
+        "cut_store": has_cut_stores(sass),
         "local": bool(LOCAL.search(sass)),
     }
+
+
+def has_cut_stores(sass: str) -> bool:
+    """Whether 16 bytes are stored as 8 + 4 + 4, or as 4 times 4 more often than in one piece: the compiler does that to
+    a 16-byte store beside a branch that stores its elements one by one."""
+    stores = [
+        (address, 4 if width is None else int(width[1:]) // 8, int(offset or "0", 16))
+        for width, *address, offset in (found.groups() for found in STORE.finditer(sass))
+    ]
+    whole = sum(num_bytes == 16 for _, num_bytes, _ in stores)
+    quarters = 0
+    for i, (address, num_bytes, offset) in enumerate(stores):
+        near = [
+            place - offset
+            for base, width, place in stores[max(0, i - 4) : i + 8]
+            if base == address and width == 4
+        ]
+        if num_bytes == 8 and 0 not in near and any(d in near for d in (-8, -4, 8)):
+            return True
+        quarters += num_bytes == 4 and -4 not in near and all(d in near for d in (4, 8, 12))
+    return quarters > whole
 
 
 @functools.cache

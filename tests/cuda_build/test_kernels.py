@@ -103,6 +103,8 @@ def test_memory_is_moved_16_bytes_at_a_time(source: str, kernels: list[Kernel]) 
             wrong.append(f"sm_{kernel.arch} {text}: no 16-byte load")
         if kernel.wide_store is False and not excused(NARROW_STORES, text):
             wrong.append(f"sm_{kernel.arch} {text}: no 16-byte store")
+        if kernel.cut_store:
+            wrong.append(f"sm_{kernel.arch} {text}: a 16-byte store is cut: store_run, or kWhole")
     assert wrong == []
 
 
@@ -174,6 +176,29 @@ def test_wide_accesses_would_be_seen(tmp_path: Path) -> None:
         assert (loads.family, loads.wide_load, loads.wide_store) == ("loads", True, False)
         assert (stores.family, stores.wide_load, stores.wide_store) == ("stores", False, True)
         assert "GLOBAL__N__" not in loads.name
+
+
+def test_a_store_that_is_cut_would_be_seen(tmp_path: Path) -> None:
+    if not toolkit().disassembler:
+        pytest.skip("nvdisasm is not here: pip install nvidia-cuda-nvdisasm")
+    body = (
+        "__global__ void run(float* out, const float4* in, long num_elems) {\n"
+        "  const long begin = 4 * threadIdx.x;\n"
+        "  const float4 all = in[threadIdx.x];\n"
+        "  const float run[4] = {all.x, all.y, all.z, all.w};\n"
+        "  STORE\n"
+        "}\n"
+    )
+    stores = {
+        False: "if (begin + 4 <= num_elems) *(float4*)(out + begin) = all;",
+        True: "*(float2*)(out + begin) = float2{run[0], run[1]};\n"
+        "  if (begin + 2 < num_elems) out[begin + 2] = run[2];\n"
+        "  if (begin + 3 < num_elems) out[begin + 3] = run[3];",
+    }
+    for arch in toolkit().newest:
+        for cut, store in stores.items():
+            (kernel,) = made_of(tmp_path, body.replace("STORE", store), arch)
+            assert kernel.cut_store is cut, (arch, store)
 
 
 def test_more_registers_than_the_budget_are_reported() -> None:

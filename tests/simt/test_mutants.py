@@ -230,8 +230,8 @@ IN_DIRECT = {
         "constexpr int64_t kNumRounds = 2;",
     ),
     "in another order": (
-        "args.inputs[first + k] + first_byte",
-        "args.inputs[world_size - 1 - first - k] + first_byte",
+        "args.inputs[rank] + first_byte",
+        "args.inputs[world_size - 1 - rank] + first_byte",
     ),
 }
 
